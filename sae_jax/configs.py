@@ -1,0 +1,105 @@
+"""What a sweep is made of: one `SAEConfig` a member, one `TrainConfig` for all."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class SAEConfig:
+    """Everything in which a member of a sweep may differ from the others.
+
+    Attributes:
+      d_sae: dictionary size F.
+      k: latents kept per sample.
+      seed: of the initial parameters.
+      learning_rate: of Adam.
+      layer, position: the data slice; `None` when the sweep trains on one array.
+    """
+
+    d_sae: int
+    k: int
+    seed: int = 0
+    learning_rate: float = 1e-3
+    layer: int | None = None
+    position: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.d_sae < 1:
+            raise ValueError(f"d_sae is {self.d_sae}; allowed is 1 or more")
+        if not 1 <= self.k <= self.d_sae:
+            raise ValueError(f"k is {self.k}; allowed is 1 to d_sae = {self.d_sae}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; allowed is 0 to 2**32 - 1")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate is {self.learning_rate}; allowed is a positive number")
+
+    @property
+    def data_slice(self) -> tuple[int | None, int | None]:
+        """The (layer, position) whose activations the member trains on."""
+        return self.layer, self.position
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What the members of a sweep share.
+
+    Attributes:
+      epochs: passes over the training samples.
+      batch_size: samples a step; the last, smaller batch of an epoch is kept.
+      data_seed: of the order of the samples, the same for every member.
+      compute_dtype: of the matrix products; accumulation, parameters and optimizer
+        state stay float32.
+      path: `"dense"` or `"sparse"` decoding and gradients, which are equal up to
+        rounding; `"auto"` takes the faster one for each group of members.
+      max_padding: largest share of a group's arithmetic that may be spent on padding;
+        `None` takes the measured default of the backend.
+      memory_budget: bytes a group may occupy; `None` takes most of what the device has.
+    """
+
+    epochs: int = 25
+    batch_size: int = 256
+    data_seed: int = 0
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    path: Literal["auto", "dense", "sparse"] = "auto"
+    max_padding: float | None = None
+    memory_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed is 1 or more")
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"compute_dtype is {self.compute_dtype!r}; allowed are 'float32' and 'bfloat16'"
+            )
+        if self.path not in ("auto", "dense", "sparse"):
+            raise ValueError(f"path is {self.path!r}; allowed are 'auto', 'dense' and 'sparse'")
+        if self.max_padding is not None and not 0 <= self.max_padding < 1:
+            raise ValueError(f"max_padding is {self.max_padding}; allowed is 0 up to below 1")
+        if self.memory_budget is not None and self.memory_budget < 1:
+            raise ValueError(f"memory_budget is {self.memory_budget}; allowed is 1 or more bytes")
+
+
+def grid(**values: Any) -> list[SAEConfig]:
+    """Every combination of the given values, the last named varying fastest.
+
+    Args:
+      **values: fields of `SAEConfig`, each one value or an iterable of values.
+
+    Returns:
+      One config for each combination. `grid(d_sae=(250, 512), k=50, seed=range(5))` has 10.
+
+    Raises:
+      ValueError: if a field is unknown or a combination is not allowed.
+    """
+    known = [field.name for field in dataclasses.fields(SAEConfig)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"unknown fields {unknown}; SAEConfig has {known}")
+    axes = [list(value) if isinstance(value, Iterable) else [value] for value in values.values()]
+    return [
+        SAEConfig(**dict(zip(values, point, strict=True))) for point in itertools.product(*axes)
+    ]

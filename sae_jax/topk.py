@@ -1,0 +1,64 @@
+"""Exact top-k selection whose k is a traced value."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def top_k_mask(values: jax.Array, k: jax.Array | int) -> jax.Array:
+    """Marks the k largest entries of each row; among equal entries the lower index wins.
+
+    `lax.top_k` needs a static k and sorts. This bisects on the bits of each row's
+    k-th largest value instead: the cost does not depend on k, a new k does not
+    recompile, and every operation is a comparison and a count, which any backend
+    fuses and vectorizes.
+
+    Args:
+      values: non-negative floats, shape `[..., F]`.
+      k: entries to mark in each row, `1 <= k <= F`; an integer or a traced scalar.
+
+    Returns:
+      A boolean mask of the shape of `values` with exactly k true entries in each row.
+    """
+    # Bits of non-negative floats, read as signed integers, are in the floats' order.
+    bits = lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
+    threshold = _kth_largest(bits, k)
+    above = bits > threshold
+    tied = bits == threshold
+    surplus = _count(above | tied) - k
+    cutoff = _last_index_kept(tied, surplus)
+    return above | (tied & (lax.broadcasted_iota(jnp.int32, bits.shape, bits.ndim - 1) <= cutoff))
+
+
+def _count(mask: jax.Array) -> jax.Array:
+    return jnp.sum(mask, axis=-1, keepdims=True, dtype=jnp.int32)
+
+
+def _kth_largest(bits: jax.Array, k: jax.Array | int) -> jax.Array:
+    """The largest t, `[..., 1]`, with at least k entries of each row `>= t`."""
+
+    def set_bit(i: jax.Array, t: jax.Array) -> jax.Array:
+        candidate = t | (jnp.int32(1) << (30 - i))
+        return jnp.where(_count(bits >= candidate) >= k, candidate, t)
+
+    return lax.fori_loop(0, 31, set_bit, jnp.zeros_like(bits[..., :1]))
+
+
+def _last_index_kept(tied: jax.Array, surplus: jax.Array) -> jax.Array:
+    """The index, `[..., 1]`, past which each row's last `surplus` tied entries lie.
+
+    Rows seldom tie, so this is a bisection that ends at once when no row does.
+    """
+    num_latents = tied.shape[-1]
+    index = lax.broadcasted_iota(jnp.int32, tied.shape, tied.ndim - 1)
+    low = jnp.zeros_like(surplus)
+    high = jnp.where(surplus > 0, num_latents - 1, 0)
+
+    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) // 2
+        enough = _count(tied & (index > middle)) <= surplus
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    low, _ = lax.while_loop(lambda bounds: jnp.any(bounds[0] < bounds[1]), halve, (low, high))
+    return jnp.where(surplus > 0, low, num_latents - 1)
