@@ -1,0 +1,1 @@
+"""What latents respond to: firing, specialization, taxonomy, interventions, probing."""
