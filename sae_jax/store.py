@@ -1,0 +1,295 @@
+"""Reading activation stores: `.npy` shards, a manifest and the problems. NumPy only.
+
+A store is one folder::
+
+    manifest.json      what the activations are, and size and sha256 of every file
+    problems.jsonl     one problem a line: id, question, answer, chain-of-thought steps
+    shards/00000.npy   [num_layers, num_positions, num_rows, d_in], rows in problem order
+
+The layer and position axes come first, so that one slice of a shard is one contiguous run
+of bytes, read through a memory map. `store_writer` makes stores.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+PROBLEMS_NAME = "problems.jsonl"
+SHARDS_NAME = "shards"
+
+Position = int | str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One word problem; `steps` are its chain-of-thought steps such as "48/2=24"."""
+
+    id: str
+    question: str
+    answer: str = ""
+    steps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The two halves of `Selection.split`."""
+
+    train: "Selection"
+    val: "Selection"
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Rows of one (layer, position) slice of a store, read when they are asked for.
+
+    Attributes:
+      store: the store that the rows are in.
+      layer: 0-based decoder layer.
+      position: continuous-thought or token position, or "all".
+      rows: indices of the selected rows in the store, int64 `[n]`.
+    """
+
+    store: "ActivationStore"
+    layer: int
+    position: Position
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def activations(self) -> np.ndarray:
+        """The activations, float32 `[n, d_in]`, kept in memory once read."""
+        return self.read()
+
+    @cached_property
+    def problems(self) -> tuple[Problem, ...]:
+        """The problem of each row, `n` of them."""
+        return tuple(self.store.problems[i] for i in self.store.row_problems[self.rows])
+
+    def read(self, indices: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Reads some of the selection's rows: float32 `[len(indices), d_in]`, nothing kept."""
+        return self.store.read(self.layer, self.position, self.rows[indices])
+
+    def split(self, train_fraction: float = 0.8, seed: int = 42) -> Split:
+        """Splits by problem: all rows of one problem go to the same side.
+
+        With one row a problem this is scikit-learn's `train_test_split(rows,
+        train_size=train_fraction, random_state=seed)`, in that order: of
+        `RandomState(seed).permutation(n)` the first `n_val` validate, the rest train.
+
+        Raises:
+          ValueError: if `train_fraction` leaves a side without a problem.
+        """
+        row_problems = self.store.row_problems[self.rows]
+        problems, inverse = np.unique(row_problems, return_inverse=True)
+        num_problems = len(problems)
+        num_train = int(np.floor(train_fraction * num_problems))
+        num_val = num_problems - num_train
+        if num_train < 1 or num_val < 1:
+            raise ValueError(
+                f"train_fraction={train_fraction} of {num_problems} problems leaves {num_train} to "
+                f"train and {num_val} to validate; both sides need at least one"
+            )
+        # The legacy generator is the published split's; a new one would shuffle differently.
+        order = np.random.RandomState(seed).permutation(num_problems)  # noqa: NPY002
+        rank = np.empty(num_problems, np.int64)
+        rank[order] = np.arange(num_problems)
+        rows_by_rank = np.argsort(rank[inverse], kind="stable")
+        num_val_rows = int(np.count_nonzero(rank[inverse] < num_val))
+        return Split(
+            train=self._subset(rows_by_rank[num_val_rows:]),
+            val=self._subset(rows_by_rank[:num_val_rows]),
+        )
+
+    def _subset(self, indices: np.ndarray) -> "Selection":
+        return Selection(self.store, self.layer, self.position, self.rows[indices])
+
+
+class ActivationStore:
+    """A finished store, opened for reading.
+
+    Attributes:
+      path: the store's folder.
+      manifest: the parsed `manifest.json`.
+      layers: 0-based decoder layers, in stored order.
+      positions: continuous-thought or token positions, or `("all",)`.
+      problems: every problem, in order.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], problems: Sequence[Problem]):
+        self.path = path
+        self.manifest = manifest
+        self.layers: tuple[int, ...] = tuple(manifest["layers"])
+        self.positions: tuple[Position, ...] = tuple(manifest["positions"])
+        self.problems = list(problems)
+        self._ends = np.cumsum([shard["shape"][2] for shard in manifest["shards"]])
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "ActivationStore":
+        """Opens the store at `path`, checking file sizes and the problems' checksum.
+
+        The shards' checksums cost a full read: `verify` checks them.
+
+        Raises:
+          ValueError: if `path` holds no store, an unfinished one, one of another schema, or
+            files that differ from their manifest.
+        """
+        root = Path(path)
+        manifest = read_manifest(root)
+        if not manifest["finished"]:
+            raise ValueError(
+                f"the store at {root} is unfinished; run its extraction again with --resume"
+            )
+        for relative, entry in _manifest_files(manifest):
+            _check_size(root / relative, entry)
+        _check_sha256(root / PROBLEMS_NAME, manifest["problems"])
+        return cls(root, manifest, read_problems(root / PROBLEMS_NAME))
+
+    @property
+    def d_in(self) -> int:
+        """Width of an activation."""
+        return self.manifest["d_in"]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of every (layer, position) slice."""
+        return int(self._ends[-1])
+
+    @cached_property
+    def row_problems(self) -> np.ndarray:
+        """Index into `problems` of every row, int64 `[num_rows]`."""
+        counts = [shard["rows_per_problem"] for shard in self.manifest["shards"]]
+        if any(count is None for count in counts):
+            return np.arange(self.num_rows)
+        return np.repeat(np.arange(len(self.problems)), np.concatenate(counts))
+
+    def select(self, layer: int, position: Position) -> Selection:
+        """Selects every row of one (layer, position) slice.
+
+        Raises:
+          ValueError: if the store has no such layer or position; it lists those there are.
+        """
+        self._index("layer", layer, self.layers)
+        self._index("position", position, self.positions)
+        return Selection(self, layer, position, np.arange(self.num_rows))
+
+    def read(self, layer: int, position: Position, rows: np.ndarray) -> np.ndarray:
+        """Reads rows of a slice, in the order asked for: float32 `[len(rows), d_in]`."""
+        layer_index = self._index("layer", layer, self.layers)
+        position_index = self._index("position", position, self.positions)
+        activations = np.empty((len(rows), self.d_in), np.float32)
+        shard_of_row = np.searchsorted(self._ends, rows, side="right")
+        for shard in np.unique(shard_of_row):
+            in_shard = shard_of_row == shard
+            stored = self._shards[shard][layer_index, position_index]
+            start = self._ends[shard] - stored.shape[0]
+            activations[in_shard] = stored[rows[in_shard] - start]
+        return activations
+
+    def verify(self) -> None:
+        """Reads every file and compares its sha256 with the manifest's.
+
+        Raises:
+          ValueError: naming the first file that differs.
+        """
+        for relative, entry in _manifest_files(self.manifest):
+            _check_size(self.path / relative, entry)
+            _check_sha256(self.path / relative, entry)
+
+    @cached_property
+    def _shards(self) -> list[np.ndarray]:
+        return [
+            open_shard(self.path / shard_file(i), shard["shape"], self.manifest["dtype"])
+            for i, shard in enumerate(self.manifest["shards"])
+        ]
+
+    def _index(self, kind: str, value: Position, stored: tuple[Position, ...]) -> int:
+        if value not in stored:
+            raise ValueError(
+                f"{kind} {value!r} is not in the store at {self.path}; "
+                f"it has {kind}s {', '.join(map(str, stored))}"
+            )
+        return stored.index(value)
+
+
+def shard_file(index: int) -> str:
+    """Path of a shard, relative to the store's folder."""
+    return f"{SHARDS_NAME}/{index:05d}.npy"
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """Reads a manifest, finished or not.
+
+    Raises:
+      ValueError: if there is none, or it is not one that this version reads.
+    """
+    file = root / MANIFEST_NAME
+    if not file.is_file():
+        raise ValueError(f"no activation store at {root}: {file} does not exist")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{file} has schema_version {version!r}; this reads {SCHEMA_VERSION}")
+    return manifest
+
+
+def problems_to_jsonl(problems: Sequence[Problem]) -> str:
+    """Serializes problems, one JSON object a line."""
+    return "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in problems)
+
+
+def read_problems(file: Path) -> list[Problem]:
+    """Reads a store's own `problems.jsonl`."""
+    with file.open(encoding="utf-8") as lines:
+        records = [json.loads(line) for line in lines]
+    return [Problem(**{**record, "steps": tuple(record["steps"])}) for record in records]
+
+
+def open_shard(file: Path, shape: Sequence[int], dtype: str) -> np.ndarray:
+    """Memory-maps a shard, refusing one of another shape or dtype."""
+    array = np.load(file, mmap_mode="r", allow_pickle=False)
+    if list(array.shape) != list(shape) or array.dtype != dtype:
+        raise ValueError(
+            f"{file} holds {array.dtype}{list(array.shape)}; "
+            f"the manifest says {dtype}{list(shape)}: extract the store again"
+        )
+    return array
+
+
+def file_entry(file: Path) -> dict[str, Any]:
+    """Size and checksum of a file, as a manifest lists them."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}
+
+
+def _manifest_files(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield PROBLEMS_NAME, manifest["problems"]
+    for index, shard in enumerate(manifest["shards"]):
+        yield shard_file(index), shard
+
+
+def _check_size(file: Path, entry: dict[str, Any]) -> None:
+    size = file.stat().st_size if file.is_file() else None
+    if size != entry["bytes"]:
+        found = "is missing" if size is None else f"has {size} bytes"
+        raise ValueError(f"{file} {found}; the manifest says {entry['bytes']} bytes")
+
+
+def _check_sha256(file: Path, entry: dict[str, Any]) -> None:
+    found = file_entry(file)["sha256"]
+    if found != entry["sha256"]:
+        raise ValueError(f"{file} has sha256 {found}; the manifest says {entry['sha256']}")

@@ -1,0 +1,297 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
+
+from sae_jax.store import ActivationStore, Problem
+from sae_jax.store_writer import StorePlan, StoreWriter, lock, write_store
+
+
+def make_problems(num_problems):
+    return [
+        Problem(f"p{i}", f"How many are {i} and 1?", str(i + 1), (f"{i}+1={i + 1}",))
+        for i in range(num_problems)
+    ]
+
+
+def make_arrays(num_rows, d_in=3, layers=(2, 5), positions=(0, 3)):
+    rng = np.random.default_rng(0)
+    return {
+        (layer, position): rng.standard_normal((num_rows, d_in)).astype(np.float32)
+        for layer in layers
+        for position in positions
+    }
+
+
+def test_written_slices_are_read_back(tmp_path):
+    arrays, problems = make_arrays(700), make_problems(700)
+    write_store(tmp_path / "store", arrays, problems, {"feedback": "soft"}, model="tiny")
+
+    store = ActivationStore.open(tmp_path / "store")
+    store.verify()
+    assert store.layers == (2, 5)
+    assert store.positions == (0, 3)
+    assert store.problems == problems
+    assert store.manifest["settings"] == {"feedback": "soft"}
+    assert len(store.manifest["shards"]) == 2
+    for (layer, position), array in arrays.items():
+        selection = store.select(layer=layer, position=position)
+        np.testing.assert_array_equal(selection.activations, array)
+        assert selection.activations.dtype == np.float32
+        assert selection.problems == tuple(problems)
+
+
+def test_rows_are_read_in_the_order_asked_for(tmp_path):
+    arrays = make_arrays(700)
+    store = write_store(tmp_path, arrays, make_problems(700))
+    selection = store.select(5, 3)
+    indices = np.array([699, 0, 512, 511, 0])
+    np.testing.assert_array_equal(selection.read(indices), arrays[5, 3][indices])
+    np.testing.assert_array_equal(selection.read(slice(500, 520)), arrays[5, 3][500:520])
+
+
+def test_float16_storage_reads_as_float32(tmp_path):
+    arrays = make_arrays(4)
+    store = write_store(tmp_path, arrays, make_problems(4), dtype="float16")
+    read = store.select(2, 0).activations
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, arrays[2, 0].astype(np.float16).astype(np.float32))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    num_rows=st.integers(2, 300),
+    train_fraction=st.sampled_from([0.5, 0.7, 0.8, 0.9]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_split_is_scikit_learns(tmp_path_factory, num_rows, train_fraction, seed):
+    store = write_store(
+        tmp_path_factory.mktemp("store"), make_arrays(num_rows), make_problems(num_rows)
+    )
+    split = store.select(2, 0).split(train_fraction, seed)
+    train, val = train_test_split(
+        np.arange(num_rows), train_size=train_fraction, random_state=seed, shuffle=True
+    )
+    np.testing.assert_array_equal(split.train.rows, train)
+    np.testing.assert_array_equal(split.val.rows, val)
+
+
+def test_the_published_split_has_its_published_sizes(tmp_path):
+    arrays = {(14, 3): np.arange(7473, dtype=np.float32)[:, None]}
+    split = write_store(tmp_path, arrays, make_problems(7473)).select(14, 3).split()
+    assert (len(split.train), len(split.val)) == (5978, 1495)
+    order = np.random.RandomState(42).permutation(7473)
+    np.testing.assert_array_equal(split.val.activations[:, 0], order[:1495])
+    np.testing.assert_array_equal(split.train.activations[:, 0], order[1495:])
+    assert split.val.problems[0].id == f"p{order[0]}"
+
+
+def test_rows_of_one_problem_stay_on_one_side(tmp_path):
+    problems = make_problems(20)
+    counts = [1 + i % 4 for i in range(20)]
+    plan = StorePlan("tiny", [0], ["all"], 1, problems, shard_size=8, rows_per_problem=counts)
+    writer = StoreWriter(tmp_path, plan)
+    writer.prepare()
+    owners = np.repeat(np.arange(20), counts)
+    for shard in writer.missing_shards():
+        rows = owners[np.isin(owners, plan.shard_problems(shard))]
+        writer.write_shard(shard, rows[None, None, :, None].astype(np.float32))
+    selection = writer.finish().select(0, "all")
+    assert [p.id for p in selection.problems] == [f"p{i}" for i in owners]
+
+    split = selection.split()
+    train, val = split.train.activations[:, 0], split.val.activations[:, 0]
+    assert len(train) + len(val) == sum(counts)
+    assert set(val) == set(np.random.RandomState(42).permutation(20)[:4])
+    assert not set(train) & set(val)
+    for problem in val:
+        assert np.count_nonzero(val == problem) == counts[int(problem)]
+
+
+@pytest.mark.parametrize(
+    ("layer", "position", "message"),
+    [(3, 0, "layer 3 .*layers 2, 5"), (2, 6, "position 6 .*positions 0, 3")],
+)
+def test_unknown_slice_lists_those_there_are(tmp_path, layer, position, message):
+    store = write_store(tmp_path, make_arrays(4), make_problems(4))
+    with pytest.raises(ValueError, match=message):
+        store.select(layer, position)
+
+
+@pytest.mark.parametrize("train_fraction", [0.0, 0.1, 1.0])
+def test_a_split_with_an_empty_side_is_refused(tmp_path, train_fraction):
+    store = write_store(tmp_path, make_arrays(4), make_problems(4))
+    with pytest.raises(ValueError, match="of 4 problems leaves"):
+        store.select(2, 0).split(train_fraction)
+
+
+class TestFilesThatDoNotMatchTheManifest:
+    @pytest.fixture
+    def root(self, tmp_path):
+        write_store(tmp_path, make_arrays(4), make_problems(4))
+        return tmp_path
+
+    def test_missing_shard(self, root):
+        (root / "shards/00000.npy").unlink()
+        with pytest.raises(ValueError, match=r"00000\.npy is missing; the manifest says \d+ bytes"):
+            ActivationStore.open(root)
+
+    def test_truncated_shard(self, root):
+        shard = root / "shards/00000.npy"
+        shard.write_bytes(shard.read_bytes()[:-1])
+        with pytest.raises(ValueError, match=r"00000\.npy has \d+ bytes; the manifest says"):
+            ActivationStore.open(root)
+
+    def test_changed_value_is_found_by_verify(self, root):
+        shard = root / "shards/00000.npy"
+        content = bytearray(shard.read_bytes())
+        content[-1] ^= 1
+        shard.write_bytes(content)
+        with pytest.raises(ValueError, match="sha256"):
+            ActivationStore.open(root).verify()
+
+    def test_changed_problems(self, root):
+        file = root / "problems.jsonl"
+        file.write_text(file.read_text().replace("How many", "Why many"))
+        with pytest.raises(ValueError, match=r"problems\.jsonl has sha256"):
+            ActivationStore.open(root)
+
+    def test_shape_that_is_not_the_manifests(self, root):
+        file = root / "manifest.json"
+        manifest = json.loads(file.read_text())
+        manifest["shards"][0]["shape"][2] = 5
+        file.write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match="holds float32.*the manifest says"):
+            _ = ActivationStore.open(root).select(2, 0).activations
+
+    def test_another_schema(self, root):
+        (root / "manifest.json").write_text('{"schema_version": 99}')
+        with pytest.raises(ValueError, match="schema_version 99; this reads 1"):
+            ActivationStore.open(root)
+
+    def test_no_store(self, tmp_path):
+        with pytest.raises(ValueError, match="no activation store at"):
+            ActivationStore.open(tmp_path / "elsewhere")
+
+
+class TestWriting:
+    PLAN = StorePlan("tiny", [2], [0], 1, make_problems(5), {"feedback": "soft"}, shard_size=2)
+
+    def write(self, writer, shards):
+        for shard in shards:
+            writer.write_shard(shard, np.full(self.PLAN.shard_shape(shard), shard + 0.5))
+
+    def test_an_unfinished_store_is_not_opened(self, tmp_path):
+        StoreWriter(tmp_path, self.PLAN).prepare()
+        with pytest.raises(ValueError, match="unfinished; .* --resume"):
+            ActivationStore.open(tmp_path)
+
+    def test_a_resumed_store_has_the_bytes_of_an_uninterrupted_one(self, tmp_path):
+        whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+        for root in (whole, resumed):
+            root.mkdir()
+        writer = StoreWriter(whole, self.PLAN)
+        writer.prepare()
+        self.write(writer, writer.missing_shards())
+        writer.finish()
+
+        interrupted = StoreWriter(resumed, self.PLAN)
+        interrupted.prepare()
+        self.write(interrupted, [1])
+        (resumed / "shards/00002.npy.tmp").write_bytes(b"half a shard")
+        again = StoreWriter(resumed, self.PLAN)
+        again.prepare(resume=True)
+        assert again.missing_shards() == [0, 2]
+        with pytest.raises(ValueError, match=r"misses shards \[0, 2\]"):
+            again.finish()
+        self.write(again, [0, 2])
+        again.finish()
+
+        files = [p.relative_to(whole) for p in whole.rglob("*") if p.is_file()]
+        assert sorted(files) == sorted(
+            p.relative_to(resumed) for p in resumed.rglob("*") if p.is_file()
+        )
+        for file in files:
+            assert (whole / file).read_bytes() == (resumed / file).read_bytes()
+
+    def test_a_folder_with_a_run_is_left_alone(self, tmp_path):
+        store = write_store(tmp_path, make_arrays(4), make_problems(4))
+        with pytest.raises(ValueError, match="finished store.*--resume.*--overwrite"):
+            StoreWriter(tmp_path, self.PLAN).prepare()
+        with pytest.raises(ValueError, match="another d_in: 3 there, 1 now"):
+            StoreWriter(tmp_path, self.PLAN).prepare(resume=True)
+        store.verify()
+
+    def test_overwrite_replaces_a_store(self, tmp_path):
+        write_store(tmp_path, make_arrays(700), make_problems(700))
+        store = write_store(tmp_path, make_arrays(4), make_problems(4), overwrite=True)
+        assert store.num_rows == 4
+        assert [p.name for p in (tmp_path / "shards").iterdir()] == ["00000.npy"]
+
+    def test_a_folder_that_is_no_store_is_never_replaced(self, tmp_path):
+        (tmp_path / "thesis.tex").write_text("years of work")
+        for options in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(ValueError, match=r"thesis\.tex.*no store"):
+                StoreWriter(tmp_path, self.PLAN).prepare(**options)
+        assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+    def test_a_second_writer_is_refused(self, tmp_path):
+        with lock(tmp_path), pytest.raises(ValueError, match="another process"), lock(tmp_path):
+            pass
+        with lock(tmp_path):
+            pass
+
+    def test_a_value_beyond_the_storage_dtype_is_refused(self, tmp_path):
+        writer = StoreWriter(tmp_path, self.PLAN)
+        writer.prepare()
+        with pytest.raises(ValueError, match="70000.0 at layer 2, position 0, row 1.*float32"):
+            writer.write_shard(0, np.array([1, 70000.0]).reshape(1, 1, 2, 1))
+        assert writer.missing_shards() == [0, 1, 2]
+
+    def test_a_full_disk_leaves_a_resumable_store(self, tmp_path, monkeypatch):
+        writer = StoreWriter(tmp_path, self.PLAN)
+        writer.prepare()
+        self.write(writer, [0])
+
+        def no_space(*args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "save", no_space)
+            with pytest.raises(OSError, match="No space left"):
+                self.write(writer, [1])
+        assert [p.name for p in (tmp_path / "shards").iterdir()] == ["00000.npy"]
+        writer.prepare(resume=True)
+        assert writer.missing_shards() == [1, 2]
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"dtype": "int8"}, "storage dtype is 'int8'"),
+            ({"layers": []}, "at least one of its layers"),
+            ({"positions": [1, 1]}, "name one twice"),
+            ({"shard_size": 0}, "shard_size is 0"),
+        ],
+    )
+    def test_wrong_plans(self, change, message):
+        arguments = {
+            "model": "tiny",
+            "layers": [0],
+            "positions": [0],
+            "d_in": 1,
+            "problems": make_problems(1),
+        }
+        with pytest.raises(ValueError, match=message):
+            StorePlan(**{**arguments, **change})
+
+
+def test_write_store_names_what_does_not_fit(tmp_path):
+    arrays = make_arrays(4)
+    with pytest.raises(ValueError, match=r"\(4, 3\); expected \(5, 3\)"):
+        write_store(tmp_path, arrays, make_problems(5))
+    del arrays[5, 0]
+    with pytest.raises(ValueError, match=r"\[\(5, 0\)\] are missing"):
+        write_store(tmp_path, arrays, make_problems(4))
