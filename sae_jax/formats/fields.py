@@ -1,0 +1,56 @@
+"""Typed access to one field of a config that someone else wrote.
+
+Every function returns the field's value, or raises a `ValueError` that names the file,
+the field, what was found and what is allowed.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+_T = TypeVar("_T", str, int)
+
+
+def integer(config: Mapping[str, Any], name: str, path: Path, *, minimum: int) -> int:
+    """An integer, at least `minimum`."""
+    value = _present(config, name, path)
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise _refused(name, value, f"an integer from {minimum}", path)
+    return value
+
+
+def boolean(config: Mapping[str, Any], name: str, path: Path) -> bool:
+    """True or false."""
+    value = _present(config, name, path)
+    if not isinstance(value, bool):
+        raise _refused(name, value, "true or false", path)
+    return value
+
+
+def choice(config: Mapping[str, Any], name: str, allowed: Sequence[_T], path: Path) -> _T:
+    """One of a few strings or integers."""
+    value = _present(config, name, path)
+    for option in allowed:
+        if type(value) is type(option) and value == option:
+            return option
+    raise _refused(name, value, f"one of {list(allowed)}", path)
+
+
+def mapping(config: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """A mapping with string keys."""
+    value = _present(config, name, path)
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise _refused(name, value, "a mapping", path)
+    return value
+
+
+def _present(config: Mapping[str, Any], name: str, path: Path) -> Any:
+    if name not in config:
+        raise ValueError(f"{path} has no field {name!r}; it has {sorted(map(str, config))}")
+    return config[name]
+
+
+def _refused(name: str, value: object, allowed: str, path: Path) -> ValueError:
+    found = repr(value)
+    shown = found if len(found) <= 80 else found[:80] + "..."
+    return ValueError(f"{name} in {path} is {shown}; allowed is {allowed}")

@@ -1,0 +1,113 @@
+"""Files of unknown origin: read without running anything in them, checked on the way in."""
+
+import json
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors_numpy
+
+Arrays = dict[str, np.ndarray]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      ValueError: if the file is missing or does not hold one JSON object.
+    """
+    try:
+        content = json.loads(_existing(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a JSON {type(content).__name__}; expected an object")
+    return content
+
+
+def read_safetensors(path: Path) -> Arrays:
+    """The arrays in a safetensors file, floats as float32.
+
+    Raises:
+      ValueError: if the file is missing, damaged, or holds anything but floats.
+    """
+    try:
+        arrays = safetensors_numpy.load_file(_existing(path))
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is not readable as safetensors: {error!r}") from error
+    return {name: _float32(array, f"{name} in {path}") for name, array in arrays.items()}
+
+
+def read_npz(path: Path) -> Arrays:
+    """The arrays in a NumPy archive, floats as float32.
+
+    Raises:
+      ValueError: if the file is missing, damaged, or holds pickled objects or no floats.
+    """
+    try:
+        with np.load(_existing(path), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not readable as a NumPy archive: {error!r}") from error
+    return {name: _float32(array, f"{name} in {path}") for name, array in arrays.items()}
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Writes a JSON object to a file that does not exist yet.
+
+    Raises:
+      ValueError: if the file exists or the content is not JSON.
+    """
+    try:
+        text = json.dumps(content, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"cannot write {path.name}: {error}") from error
+    absent(path).write_text(text + "\n", encoding="utf-8")
+
+
+def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Writes arrays to a safetensors file that does not exist yet.
+
+    Raises:
+      ValueError: if the file exists.
+    """
+    # safetensors copies an array's memory as it lies, so views must be made contiguous.
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    safetensors_numpy.save_file(contiguous, absent(path))
+
+
+def absent(path: Path) -> Path:
+    """The path, once it is sure that nothing there would be overwritten.
+
+    Raises:
+      ValueError: if something is there already.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists already; saving never overwrites")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    return path
+
+
+def check_names(found: Collection[str], expected: Collection[str], where: Path | str) -> None:
+    """Checks that a file holds exactly the entries that its format calls for.
+
+    Raises:
+      ValueError: if an entry is missing or unknown.
+    """
+    if set(found) != set(expected):
+        raise ValueError(f"{where} holds {sorted(found)}; expected {sorted(expected)}")
+
+
+def _float32(array: np.ndarray, what: str) -> np.ndarray:
+    if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+        raise ValueError(f"{what} is of type {array.dtype}; expected floats")
+    return array.astype(np.float32)
