@@ -109,12 +109,12 @@ class MetricSums:
     """What the metrics need to remember of the samples seen; see `update`.
 
     Attributes:
-        x: moments of the activations, over samples `[D]`.
-        residual: moments of `x - x_hat`, over samples `[D]`.
-        cosine: sum over samples of the cosine of `x` and `x_hat`, `[]`.
-        num_fired: samples on which each latent is not zero, `[F]`.
-        magnitude: sum over samples of |z|, `[F]`.
-        max_activation: largest |z| of each latent, `[F]`.
+      x: moments of the activations, over samples `[D]`.
+      residual: moments of `x - x_hat`, over samples `[D]`.
+      cosine: sum over samples of the cosine of `x` and `x_hat`, `[]`.
+      num_fired: samples on which each latent is not zero, `[F]`.
+      magnitude: sum over samples of |z|, `[F]`.
+      max_activation: largest |z| of each latent, `[F]`.
     """
 
     x: Moments
@@ -147,15 +147,15 @@ def update(
     """Adds one evaluation batch.
 
     Args:
-        sums: sums so far.
-        x: activations `[b, D]`.
-        z: latents `[b, F]`.
-        x_hat: reconstructions `[b, D]`.
-        mask: bool `[b]`, true for real samples; the rows that pad a last batch are
-            false and may hold anything. All rows count without it.
+      sums: sums so far.
+      x: activations `[b, D]`.
+      z: latents `[b, F]`.
+      x_hat: reconstructions `[b, D]`.
+      mask: bool `[b]`, true for real samples; the rows that pad a last batch are
+        false and may hold anything. All rows count without it.
 
     Returns:
-        The sums with the batch's real samples added.
+      The sums with the batch's real samples added.
     """
     chex.assert_rank([x, z, x_hat], 2)
     chex.assert_equal_shape([x, x_hat])
@@ -195,17 +195,17 @@ def finalize(sums: MetricSums, latent_mask: jax.Array | None = None) -> dict[str
     """Turns sums into metrics.
 
     Args:
-        sums: sums over a whole split.
-        latent_mask: bool `[F]`, true for the latents that the SAE has; false for those
-            that only pad it to the width of its group. May be traced.
+      sums: sums over a whole split.
+      latent_mask: bool `[F]`, true for the latents that the SAE has; false for those
+        that only pad it to the width of its group. May be traced.
 
     Returns:
-        Scalars, and arrays `[F]` where said:
-        `mse`, `explained_variance`, `fvu`, `r2`, `cosine_similarity`, `l0`,
-        `dead_fraction`, `num_alive`, `almost_dead_fraction` (0 < firing rate < 0.005),
-        `mean_activation` (of |z| over active entries), `max_activation`,
-        `explained_variance_sae_lens`, `explained_variance_dictionary_learning`,
-        `firing_rate` `[F]` and `mean_magnitude` `[F]` (of |z| over all samples).
+      Scalars, and arrays `[F]` where said:
+      `mse`, `explained_variance`, `fvu`, `r2`, `cosine_similarity`, `l0`,
+      `dead_fraction`, `num_alive`, `almost_dead_fraction` (0 < firing rate < 0.005),
+      `mean_activation` (of |z| over active entries), `max_activation`,
+      `explained_variance_sae_lens`, `explained_variance_dictionary_learning`,
+      `firing_rate` `[F]` and `mean_magnitude` `[F]` (of |z| over all samples).
     """
     latent_mask = jnp.ones_like(sums.num_fired, bool) if latent_mask is None else latent_mask
     chex.assert_equal_shape([sums.num_fired, latent_mask])
@@ -278,7 +278,7 @@ def explained_variance_sae_lens(sums: MetricSums) -> jax.Array:
     around the mean of each evaluation batch, depends on the batch size and is left out.
 
     References:
-        SAELens 6, `sae_lens/evals.py`, 2025, https://github.com/decoderesearch/SAELens
+      SAELens 6, `sae_lens/evals.py`, 2025, https://github.com/decoderesearch/SAELens
     """
     return 1.0 - fvu(sums)
 
@@ -291,8 +291,8 @@ def explained_variance_dictionary_learning(sums: MetricSums) -> jax.Array:
     one batch; here the variances are those of the whole split.
 
     References:
-        dictionary_learning, `evaluation.py`, 2024,
-        https://github.com/saprmarks/dictionary_learning
+      dictionary_learning, `evaluation.py`, 2024,
+      https://github.com/saprmarks/dictionary_learning
     """
     return 1.0 - (
         jnp.sum(sums.residual.squared_deviation.value) / jnp.sum(sums.x.squared_deviation.value)
@@ -303,12 +303,12 @@ def decoder_coherence(w_dec: jax.Array, alive: jax.Array) -> dict[str, jax.Array
     """How much decoder directions overlap.
 
     Args:
-        w_dec: `[F, D]`.
-        alive: bool `[F]`, latents that fire at least once; the others do not count.
+      w_dec: `[F, D]`.
+      alive: bool `[F]`, latents that fire at least once; the others do not count.
 
     Returns:
-        `decoder_coherence_max` and `decoder_coherence_mean`, of the absolute cosine
-        between distinct alive rows; NaN with fewer than two of them.
+      `decoder_coherence_max` and `decoder_coherence_mean`, of the absolute cosine
+      between distinct alive rows; NaN with fewer than two of them.
     """
     chex.assert_rank(w_dec, 2)
     chex.assert_shape(alive, (w_dec.shape[0],))

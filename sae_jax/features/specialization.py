@@ -1,0 +1,248 @@
+"""Whether a latent responds to one operation or number: the published and a calibrated rule.
+
+The published rule looks only at the samples on which a latent is strongest, and a latent
+that fires on one sample passes it as often as that sample's text would: most of the
+time. Its rate is here to be compared with published numbers. The calibrated rule tests
+firing against having a property over all samples and controls false discoveries.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse, stats
+
+from sae_jax.features.properties import NUMBERS, OPERATIONS
+
+_OPERATION_MARKS = {
+    "addition": ("+", "sum"),
+    "subtraction": ("-", "difference"),
+    "multiplication": ("*", "multiply", "×"),
+    "division": ("/", "divide", "÷"),
+}
+_VALUES = tuple(str(number) for number in NUMBERS)
+OPERATION_PERCENT = (70, 30)
+VALUE_PERCENT = (50, 20)
+GENERAL = ("general", "mixed patterns")
+
+FALSE_DISCOVERY_RATE = 0.05
+MIN_LIFT = 1.5
+MIN_SUPPORT = 5
+
+
+def published_marks(texts: Sequence[str]) -> np.ndarray:
+    """What the published rule sees in texts: four operations, then five numbers, bool `[n, 9]`.
+
+    By substring, as published: "12" is found in "3120", and a negative number counts as
+    a subtraction.
+    """
+    marks = [
+        [any(mark in text.lower() for mark in _OPERATION_MARKS[name]) for name in OPERATIONS]
+        + [value in text for value in _VALUES]
+        for text in texts
+    ]
+    return np.array(marks, dtype=bool).reshape(len(texts), len(OPERATIONS) + len(_VALUES))
+
+
+def published_scores(texts: Sequence[str]) -> dict[str, Any]:
+    """The published rule's counts over the texts of a latent's top samples.
+
+    Args:
+      texts: one text a sample, its steps joined by " | ".
+
+    Returns:
+      `operations`: percentage of texts with each operation; `values`: *number* of texts
+      with each of 12, 20, 30, 50 and 100, keyed by its digits; `total_samples`.
+    """
+    counts = published_marks(texts).sum(axis=0)
+    return scores_of_counts(counts, len(texts))
+
+
+def scores_of_counts(counts: np.ndarray, num_texts: int) -> dict[str, Any]:
+    """`published_scores` of texts whose marks have been counted already, int `[9]`."""
+    percent = _percent(counts, num_texts)
+    return {
+        "operations": dict(zip(OPERATIONS, percent[: len(OPERATIONS)].tolist(), strict=True)),
+        "values": {
+            value: int(count)
+            for value, count in zip(_VALUES, counts[len(OPERATIONS) :], strict=True)
+        },
+        "total_samples": int(num_texts),
+    }
+
+
+def classify_published(scores: Mapping[str, Any]) -> tuple[str, str]:
+    """Applies the published rule, ties and all, to `published_scores` of a latent.
+
+    Operation-specialized: the largest percentage exceeds 70 and all that *differ from
+    it* are below 30; value-specialized likewise with 50 and 20. Operations that tie at
+    the maximum pass, and the first is reported.
+
+    Returns:
+      The type (`highly-specialized`, `operation-specialized`, `value-specialized` or
+      `general`) and a description such as "addition + number 20".
+    """
+    operations = np.array([scores["operations"][name] for name in OPERATIONS])
+    counts = np.array([scores["values"][value] for value in _VALUES])
+    values = _percent(counts, scores["total_samples"])
+    operation = OPERATIONS[operations.argmax()]
+    value = f"number {_VALUES[values.argmax()]}"
+    by_operation = _one_dominates(operations, *OPERATION_PERCENT)
+    by_value = _one_dominates(values, *VALUE_PERCENT)
+    if by_operation and by_value:
+        return "highly-specialized", f"{operation} + {value}"
+    if by_operation:
+        return "operation-specialized", operation
+    if by_value:
+        return "value-specialized", value
+    return GENERAL
+
+
+def published_specialized(counts: np.ndarray, num_texts: np.ndarray) -> np.ndarray:
+    """Whether the published rule calls latents anything but general.
+
+    Args:
+      counts: marks counted over each latent's top samples, `[..., 9]`.
+      num_texts: number of top samples, `[...]`.
+
+    Returns:
+      bool `[...]`; `classify_published` for many latents at once.
+    """
+    percent = _percent(counts, num_texts[..., None])
+    operations, values = np.split(percent, [len(OPERATIONS)], axis=-1)
+    return _one_dominates(operations, *OPERATION_PERCENT) | _one_dominates(values, *VALUE_PERCENT)
+
+
+def _percent(counts: np.ndarray, total: np.ndarray | int) -> np.ndarray:
+    # Multiplied before divided: bit for bit the published arithmetic.
+    return 100.0 * counts / np.maximum(total, 1)
+
+
+def _one_dominates(percent: np.ndarray, above: float, below: float) -> np.ndarray:
+    largest = percent.max(axis=-1, keepdims=True)
+    return (largest[..., 0] > above) & ((percent == largest) | (percent < below)).all(axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class CalibratedSpecialization:
+    """Which latents are specialized in which properties; arrays are `[F, P]`.
+
+    Attributes:
+      specialized: significant, strong enough and with enough support.
+      p_value: one-sided hypergeometric; 1 for latents that never fire.
+      q_value: p-values adjusted after Benjamini and Hochberg over the alive latents.
+      lift: P(property | fires) / P(property); NaN where either is undefined.
+      support: samples on which each latent fires, `[F]`.
+    """
+
+    specialized: np.ndarray
+    p_value: np.ndarray
+    q_value: np.ndarray
+    lift: np.ndarray
+    support: np.ndarray
+
+
+def calibrated_specialization(
+    fires: np.ndarray | sparse.sparray,
+    properties: np.ndarray,
+    *,
+    q: float = FALSE_DISCOVERY_RATE,
+    min_lift: float = MIN_LIFT,
+    min_support: int = MIN_SUPPORT,
+) -> CalibratedSpecialization:
+    """Tests every latent for firing more often on samples that have a property.
+
+    Each pair's 2 x 2 table over all samples gives a one-sided hypergeometric (Fisher)
+    p-value; Benjamini-Hochberg over all pairs of alive latents and properties keeps the
+    false discovery rate of the significant ones at `q`.
+
+    Args:
+      fires: which latent fires on which sample, bool `[n, F]`, dense or sparse.
+      properties: which sample has which property, bool `[n, P]`.
+      q: false discovery rate.
+      min_lift: least P(property | fires) / P(property) of a specialized latent.
+      min_support: least number of samples that it fires on.
+
+    Raises:
+      ValueError: on arrays that are not boolean matrices over the same samples, or
+        `q` outside (0, 1).
+
+    References:
+      Benjamini and Hochberg 1995, "Controlling the false discovery rate",
+      https://doi.org/10.1111/j.2517-6161.1995.tb02031.x
+    """
+    _check_tables(fires, properties, q)
+    support = np.asarray(fires.sum(axis=0))
+    return calibrate_counts(
+        hits=count_hits(fires, properties),
+        support=support,
+        num_with_property=properties.sum(axis=0),
+        num_samples=len(properties),
+        q=q,
+        min_lift=min_lift,
+        min_support=min_support,
+    )
+
+
+def calibrate_counts(
+    *,
+    hits: np.ndarray,
+    support: np.ndarray,
+    num_with_property: np.ndarray,
+    num_samples: int,
+    q: float,
+    min_lift: float,
+    min_support: int,
+) -> CalibratedSpecialization:
+    """`calibrated_specialization` of tables that have been counted, `hits` `[..., F, P]`.
+
+    Each leading index is a family of tests of its own.
+    """
+    p_value = _enrichment_p_value(hits, support[:, None], num_with_property, num_samples)
+    alive = support > 0
+    q_value = np.ones_like(p_value)
+    if alive.any() and hits.shape[-1]:
+        tests = p_value[..., alive, :]
+        families = tests.reshape(*hits.shape[:-2], -1)
+        q_value[..., alive, :] = stats.false_discovery_control(families, axis=-1).reshape(
+            tests.shape
+        )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lift = (hits / support[:, None]) / (num_with_property / num_samples)
+        strong = lift >= min_lift
+    specialized = (q_value <= q) & strong & (support >= min_support)[:, None]
+    return CalibratedSpecialization(specialized, p_value, q_value, lift, support)
+
+
+def _enrichment_p_value(
+    hits: np.ndarray, support: np.ndarray, num_with_property: np.ndarray, num_samples: int
+) -> np.ndarray:
+    """P(at least `hits` of `support` draws have the property), drawing without replacement."""
+    tables = np.broadcast_arrays(hits, support, num_with_property)
+    # Tables repeat: most latents fire on few samples.
+    shape = (num_samples + 1,) * 3
+    codes, inverse = np.unique(np.ravel_multi_index(tables, shape), return_inverse=True)
+    k, draws, successes = np.unravel_index(codes, shape)
+    return stats.hypergeom.sf(k - 1, num_samples, successes, draws)[inverse].reshape(hits.shape)
+
+
+def count_hits(fires: np.ndarray | sparse.sparray, properties: np.ndarray) -> np.ndarray:
+    """How often each latent fires on samples with each property, int `[F, P]`."""
+    # float32 products are fast and exact for counts below 2^24.
+    return np.rint(fires.astype(np.float32).T @ properties.astype(np.float32)).astype(np.int64)
+
+
+def _check_tables(fires: np.ndarray | sparse.sparray, properties: np.ndarray, q: float) -> None:
+    for name, array in (("fires", fires), ("properties", properties)):
+        if array.ndim != 2 or array.dtype != np.bool_:
+            raise ValueError(
+                f"{name} must be a boolean matrix over samples, "
+                f"found {array.dtype} of shape {array.shape}"
+            )
+    if fires.shape[0] != properties.shape[0]:
+        raise ValueError(
+            f"fires has {fires.shape[0]} samples and properties has {properties.shape[0]}"
+        )
+    if not 0 < q < 1:
+        raise ValueError(f"q is a false discovery rate in (0, 1), found {q}")
