@@ -15,6 +15,9 @@ Params = dict[str, jax.Array]
 
 PARAM_NAMES = ("w_enc", "b_enc", "w_dec", "b_dec")
 
+# As in OpenAI's published code and in SAELens: added on the way in, not on the way back.
+_STD_EPS = 1e-5
+
 
 def init_params(key: jax.Array, d_in: int, d_sae: jax.Array | int, width: int) -> Params:
     """Draws the parameters of one SAE, padded with zero latents to a given width.
@@ -121,8 +124,8 @@ class SAE(nnx.Module):
     def encode(self, x: jax.Array) -> jax.Array:
         """Latents `[..., F]` of samples `[..., D]`."""
         if self.normalize_input:
-            mean, scale = _sample_scale(x)
-            x = (x - mean) / scale
+            mean, std = _sample_moments(x)
+            x = (x - mean) / (std + _STD_EPS)
         if self.center_input:
             x = x - self.b_dec[...]
         return self.activate(x @ self.w_enc[...] + self.b_enc[...])
@@ -143,8 +146,8 @@ class SAE(nnx.Module):
             return x_hat
         if x is None:
             raise ValueError("this SAE normalizes its input: decode(z, x) needs the samples x")
-        mean, scale = _sample_scale(x)
-        return x_hat * scale + mean
+        mean, std = _sample_moments(x)
+        return x_hat * std + mean
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Reconstructions `[..., D]` of samples `[..., D]`."""
@@ -216,6 +219,6 @@ class JumpReLUSAE(SAE):
         return jax.nn.relu(pre) * (pre > self.threshold[...])
 
 
-def _sample_scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and scale of each sample, `[..., 1]`; epsilon as in OpenAI's published code."""
-    return jnp.mean(x, axis=-1, keepdims=True), jnp.std(x, axis=-1, keepdims=True, ddof=1) + 1e-5
+def _sample_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and unbiased standard deviation of each sample, `[..., 1]`."""
+    return jnp.mean(x, axis=-1, keepdims=True), jnp.std(x, axis=-1, keepdims=True, ddof=1)
