@@ -5,6 +5,7 @@ import pytest
 
 from sae_jax.features.firing import Firing
 from sae_jax.features.report import feature_records, feature_summary
+from sae_jax.sae import TopKSAE
 from sae_jax.store import Problem
 
 STEPS = (("8/2=4",), ("1+2=3", "3*4=12"), ("20-5=15",), ("9-2=7", "7*5=35", "1+1=2"))
@@ -96,3 +97,24 @@ def test_samples_and_problems_must_match():
 def test_published_specialization_survives_sparse_latents():
     z = latents()
     assert feature_summary(Firing.of(z).z, problems()) == feature_summary(z, problems())
+
+
+def test_finds_the_planted_latent_of_an_sae():
+    """The SAE's latent 3 reads a direction that holds whether a problem has a division."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(4, size=600)
+    samples = [Problem(id=f"p{i}", question="", steps=STEPS[kind]) for i, kind in enumerate(kinds)]
+    directions = np.linalg.qr(rng.normal(size=(32, 32)))[0].astype(np.float32)
+    strengths = rng.normal(size=(600, 32)).astype(np.float32)
+    strengths[:, 3] = np.where(kinds == 0, 10, 0)
+    sae = TopKSAE(
+        {"w_enc": directions, "b_enc": np.zeros(32), "w_dec": directions.T, "b_dec": np.zeros(32)},
+        k=4,
+    )
+    z = np.asarray(sae.encode(strengths @ directions.T))
+    records = feature_records(z, samples)
+    found = {r["feature_id"]: r["calibrated"] for r in records if r["calibrated"]["specialized"]}
+    assert list(found) == [3]
+    assert found[3]["specialized"] == ["division"]
+    assert found[3]["lift"] == pytest.approx(600 / (kinds == 0).sum())
+    assert feature_summary(z, samples)["calibrated_rate"] == 1 / 32
