@@ -15,7 +15,7 @@ def integer(config: Mapping[str, Any], name: str, path: Path, *, minimum: int) -
     """An integer, at least `minimum`."""
     value = _present(config, name, path)
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise _refused(name, value, f"an integer from {minimum}", path)
+        raise refused(name, value, f"an integer from {minimum}", path)
     return value
 
 
@@ -23,7 +23,7 @@ def boolean(config: Mapping[str, Any], name: str, path: Path) -> bool:
     """True or false."""
     value = _present(config, name, path)
     if not isinstance(value, bool):
-        raise _refused(name, value, "true or false", path)
+        raise refused(name, value, "true or false", path)
     return value
 
 
@@ -33,24 +33,31 @@ def choice(config: Mapping[str, Any], name: str, allowed: Sequence[_T], path: Pa
     for option in allowed:
         if type(value) is type(option) and value == option:
             return option
-    raise _refused(name, value, f"one of {list(allowed)}", path)
+    raise refused(name, value, f"one of {list(allowed)}", path)
 
 
 def mapping(config: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
     """A mapping with string keys."""
     value = _present(config, name, path)
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise _refused(name, value, "a mapping", path)
+        raise refused(name, value, "a mapping", path)
     return value
+
+
+def equal(config: Mapping[str, Any], name: str, expected: int, path: Path) -> None:
+    """An integer that the weights determine already."""
+    if integer(config, name, path, minimum=1) != expected:
+        raise refused(name, config[name], f"{expected}, which the weights have", path)
+
+
+def refused(name: str, value: object, allowed: str, path: Path) -> ValueError:
+    """The error that tells of a value that is not allowed."""
+    found = repr(value)
+    shown = found if len(found) <= 80 else found[:80] + "..."
+    return ValueError(f"{name} in {path} is {shown}; allowed is {allowed}")
 
 
 def _present(config: Mapping[str, Any], name: str, path: Path) -> Any:
     if name not in config:
         raise ValueError(f"{path} has no field {name!r}; it has {sorted(map(str, config))}")
     return config[name]
-
-
-def _refused(name: str, value: object, allowed: str, path: Path) -> ValueError:
-    found = repr(value)
-    shown = found if len(found) <= 80 else found[:80] + "..."
-    return ValueError(f"{name} in {path} is {shown}; allowed is {allowed}")

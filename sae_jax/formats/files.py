@@ -55,16 +55,101 @@ def read_npz(path: Path) -> Arrays:
     return {name: _float32(array, f"{name} in {path}") for name, array in arrays.items()}
 
 
+def read_torch(path: Path) -> dict[str, Any]:
+    """The dict in a PyTorch file, read by the unpickler that builds nothing but data.
+
+    Raises:
+      ValueError: if the file is missing, damaged, or holds anything but tensors and
+        plain values in a dict with string keys.
+    """
+    import torch
+
+    _existing(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # A damaged pickle can fail in any way; none of them is ours.
+        raise ValueError(f"{path} is not readable as a file of tensors: {error!r}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of names")
+    return content
+
+
+def from_tensors(tensors: Mapping[str, Any], path: Path) -> Arrays:
+    """PyTorch tensors as float32 arrays.
+
+    Raises:
+      ValueError: if an entry is not an ordinary tensor of floats.
+    """
+    import torch
+
+    arrays = {}
+    for name, tensor in tensors.items():
+        what = f"{name} in {path}"
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{what} is a {type(tensor).__name__}; expected a tensor")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(f"{what} is {tensor.layout} on {tensor.device}; expected a dense one")
+        # Strides of zero make a few bytes look like any amount of memory.
+        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            raise ValueError(f"{what} is of shape {tuple(tensor.shape)}, more than the file holds")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{what} is of type {tensor.dtype}; expected floats")
+        arrays[name] = tensor.detach().to(torch.float32).numpy()
+    return arrays
+
+
+def integer_from_tensor(tensor: Any, what: str) -> int:
+    """The one integer in a PyTorch tensor.
+
+    Raises:
+      ValueError: if there is anything else.
+    """
+    import torch
+
+    if not isinstance(tensor, torch.Tensor) or tensor.shape != () or tensor.layout != torch.strided:
+        raise ValueError(f"{what} is a {type(tensor).__name__}; expected a tensor of one integer")
+    if tensor.dtype not in (torch.int32, torch.int64) or tensor.device.type != "cpu":
+        raise ValueError(f"{what} is of type {tensor.dtype}; expected an integer")
+    return int(tensor)
+
+
+def write_torch(content: Mapping[str, Any], path: Path) -> None:
+    """Writes a PyTorch file that does not exist yet, arrays in `content` as tensors.
+
+    Raises:
+      ValueError: if the file exists.
+    """
+    import torch
+
+    def to_tensors(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return torch.from_numpy(np.array(value, order="C"))
+        if isinstance(value, Mapping):
+            return {name: to_tensors(entry) for name, entry in value.items()}
+        return value
+
+    torch.save(to_tensors(content), absent(path))
+
+
+def plain(content: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """A copy of a mapping of plain values, as JSON keeps them.
+
+    Raises:
+      ValueError: if it holds what JSON cannot.
+    """
+    return json.loads(_to_json(content, where))
+
+
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Writes a JSON object to a file that does not exist yet.
+
+    Numbers that are not finite, such as the metrics of a diverged SAE, are written as
+    Python's json module does.
 
     Raises:
       ValueError: if the file exists or the content is not JSON.
     """
-    try:
-        text = json.dumps(content, indent=2, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"cannot write {path.name}: {error}") from error
+    text = _to_json(content, path)
     absent(path).write_text(text + "\n", encoding="utf-8")
 
 
@@ -89,6 +174,13 @@ def absent(path: Path) -> Path:
         raise ValueError(f"{path} exists already; saving never overwrites")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _to_json(content: Mapping[str, Any], where: Path) -> str:
+    try:
+        return json.dumps(content, indent=2)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not all of it can be written as JSON: {error}") from error
 
 
 def _existing(path: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_jax.formats import fields, files
+from sae_jax.formats import fields, files, rewriting
 from sae_jax.sae import PARAM_NAMES, SAE, JumpReLUSAE, TopKSAE
 
 WEIGHTS = "sae.safetensors"
@@ -34,7 +34,7 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
     """
     folder = Path(folder)
     config: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
-    arrays = {name: np.asarray(array, np.float32) for name, array in sae.params.items()}
+    arrays = rewriting.host_params(sae)
     if isinstance(sae, TopKSAE):
         config |= {"architecture": "topk", "k": sae.k, "rule": sae.rule}
     elif isinstance(sae, JumpReLUSAE):

@@ -1,0 +1,105 @@
+"""The published experiment's own checkpoint: one file `pos{p}_layer{l}_d{F}_k{K}.pt`.
+
+It is the format of `TopKAutoencoder` in the public repository GusSand/CoT_Exploration
+(2025): a top-k of magnitudes with the sign kept, no centering, no normalization.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sae_jax.formats import fields, files, rewriting
+from sae_jax.sae import SAE, TopKSAE
+
+MARK = "model_state_dict"
+"""An entry that no other format's PyTorch file has."""
+
+_NAMES = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
+_OPTIONAL = ("metrics", "training_history", "metadata")
+
+
+def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """Writes an SAE as the experiment's own scripts do.
+
+    Args:
+      sae: a `TopKSAE` of the published rule.
+      folder: where the file goes; it may hold other SAEs.
+      metadata: plain values, among them the integers `layer` and `position`, which the
+        file's name calls for; `metrics` and `training_history` go where the scripts look.
+
+    Raises:
+      ValueError: if the file exists, `layer` or `position` is missing, or the format
+        cannot hold the SAE.
+    """
+    if not isinstance(sae, TopKSAE) or sae.rule != "abs":
+        raise ValueError("the published format holds only a TopKSAE whose rule is 'abs'")
+    for option in ("center_input", "normalize_input"):
+        if getattr(sae, option):
+            raise ValueError(f"the published format cannot hold an SAE whose {option} is True")
+    folder = Path(folder)
+    rest = files.plain(metadata or {}, folder)
+    layer = fields.integer(rest, "layer", folder, minimum=0)
+    position = fields.integer(rest, "position", folder, minimum=0)
+    del rest["layer"], rest["position"]
+
+    params = rewriting.host_params(sae)
+    content = {
+        MARK: {
+            "encoder.weight": params["w_enc"].T,
+            "encoder.bias": params["b_enc"],
+            "decoder.weight": params["w_dec"].T,
+            "decoder.bias": params["b_dec"],
+        },
+        "config": {
+            "input_dim": sae.d_in,
+            "latent_dim": sae.d_sae,
+            "k": sae.k,
+            "position": position,
+            "layer": layer,
+        },
+        "metrics": rest.pop("metrics", {}),
+        "training_history": rest.pop("training_history", {}),
+        "metadata": rest,
+    }
+    name = f"pos{position}_layer{layer}_d{sae.d_sae}_k{sae.k}.pt"
+    files.write_torch(content, folder / name)
+
+
+def load(path: str | Path) -> TopKSAE:
+    """The SAE in one of the experiment's checkpoints.
+
+    Raises:
+      ValueError: if the file is missing or damaged, or holds something else than expected.
+    """
+    path = Path(path)
+    checkpoint = files.read_torch(path)
+    config = fields.mapping(checkpoint, "config", path)
+    state = fields.mapping(checkpoint, MARK, path)
+    files.check_names(state, _NAMES, path)
+    weights = files.from_tensors(state, path)
+    params = {
+        "w_enc": weights["encoder.weight"].T,
+        "b_enc": weights["encoder.bias"],
+        "w_dec": weights["decoder.weight"].T,
+        "b_dec": weights["decoder.bias"],
+    }
+    sae = TopKSAE(params, fields.integer(config, "k", path, minimum=1))
+    fields.equal(config, "input_dim", sae.d_in, path)
+    fields.equal(config, "latent_dim", sae.d_sae, path)
+    return sae
+
+
+def load_metadata(path: str | Path) -> dict[str, Any]:
+    """`layer`, `position`, `metrics`, `training_history` and what else `save` was given.
+
+    Raises:
+      ValueError: if the file is missing or damaged, or holds other than plain values.
+    """
+    path = Path(path)
+    checkpoint = files.read_torch(path)
+    config = fields.mapping(checkpoint, "config", path)
+    found = {name: fields.integer(config, name, path, minimum=0) for name in ("layer", "position")}
+    parts = {name: checkpoint[name] for name in _OPTIONAL if checkpoint.get(name)}
+    extra = fields.mapping({"metadata": {}} | parts, "metadata", path)
+    parts.pop("metadata", None)
+    return files.plain(extra | parts | found, path)

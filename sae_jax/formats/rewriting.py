@@ -1,0 +1,146 @@
+"""The same SAE in other parameters, for formats that hold fewer kinds of SAE than the modules.
+
+Each rewriting leaves reconstructions as they are. A file that holds a rewritten SAE
+says so in a note of its config, so that what can be undone exactly is undone on reading.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_jax.formats import fields
+from sae_jax.formats.files import Arrays
+from sae_jax.sae import SAE, TopKSAE
+
+NOTE = "sae_jax"
+"""The config entry that holds the note."""
+
+DOUBLED = "doubled"
+CENTERED = "centered"
+
+
+def host_params(sae: SAE) -> Arrays:
+    """The parameters as float32 NumPy arrays."""
+    return {name: np.asarray(array, np.float32) for name, array in sae.params.items()}
+
+
+def to_relu_rule(sae: TopKSAE) -> tuple[TopKSAE, list[str]]:
+    """A ReLU-top-k SAE of the same reconstructions, and the rewritings that it took.
+
+    Where k latents of largest magnitude are kept with their sign, a second copy of each
+    latent, negated, turns them into the k largest of 2F latents that a ReLU leaves
+    alone: `z = z2[:F] - z2[F:]`. Exact but for samples in which magnitudes tie.
+    """
+    if sae.rule == "relu":
+        return sae, []
+    p = host_params(sae)
+    params = {
+        "w_enc": np.concatenate([p["w_enc"], -p["w_enc"]], axis=1),
+        "b_enc": np.concatenate([p["b_enc"], -p["b_enc"]]),
+        "w_dec": np.concatenate([p["w_dec"], -p["w_dec"]]),
+        "b_dec": p["b_dec"],
+    }
+    return _like(sae, params, rule="relu"), [DOUBLED]
+
+
+def to_centered(sae: TopKSAE) -> tuple[TopKSAE, list[str]]:
+    """An SAE that subtracts `b_dec` before encoding, and the rewritings that it took.
+
+    `x @ w_enc + b_enc = (x - b_dec) @ w_enc + (b_enc + b_dec @ w_enc)`.
+    """
+    if sae.center_input:
+        return sae, []
+    params = host_params(sae)
+    shift = params["b_dec"].astype(np.float64) @ params["w_enc"].astype(np.float64)
+    params["b_enc"] = (params["b_enc"] + shift).astype(np.float32)
+    return _like(sae, params, center_input=True), [CENTERED]
+
+
+def to_centered_relu_rule(sae: SAE, name: str) -> tuple[TopKSAE, list[str]]:
+    """Both rewritings, for a format that has one kind of SAE.
+
+    Raises:
+      ValueError: if the SAE is not a top-k, or normalizes its input.
+    """
+    if not isinstance(sae, TopKSAE):
+        raise ValueError(f"the {name} format holds a TopKSAE here, no {type(sae).__name__}")
+    if sae.normalize_input:
+        raise ValueError(f"the {name} format cannot hold an SAE whose normalize_input is True")
+    centered, centering = to_centered(sae)
+    written, doubling = to_relu_rule(centered)
+    return written, centering + doubling
+
+
+def undo(sae: TopKSAE, config: Mapping[str, Any], path: Path) -> TopKSAE:
+    """The SAE that was rewritten as the note in a config says, as far as that is exact.
+
+    A doubled SAE gets its F latents and their sign back, bit for bit. A centered one
+    stays centered, since subtracting the shift again would round once more.
+
+    Raises:
+      ValueError: if the note is not what this project writes, the second half of a
+        doubled SAE does not mirror the first, or its rule is not what doubling serves.
+    """
+    note = fields.mapping({NOTE: {}} | dict(config), NOTE, path)
+    steps = note.get("rewritten", [])
+    if not isinstance(steps, list) or any(step not in (DOUBLED, CENTERED) for step in steps):
+        raise fields.refused("rewritten", steps, f"some of {[DOUBLED, CENTERED]}", path)
+    if DOUBLED not in steps:
+        return sae
+    p = host_params(sae)
+    half = sae.d_sae // 2
+    mirrored = (
+        sae.rule == "relu"
+        and np.array_equal(p["w_enc"][:, half:], -p["w_enc"][:, :half], equal_nan=True)
+        and np.array_equal(p["b_enc"][half:], -p["b_enc"][:half], equal_nan=True)
+        and np.array_equal(p["w_dec"][half:], -p["w_dec"][:half], equal_nan=True)
+    )
+    if not mirrored:
+        raise ValueError(f"{path} says that latents are doubled, but they are not mirrored")
+    params = {
+        "w_enc": p["w_enc"][:, :half],
+        "b_enc": p["b_enc"][:half],
+        "w_dec": p["w_dec"][:half],
+        "b_dec": p["b_dec"],
+    }
+    return _like(sae, params, rule="abs")
+
+
+def fold_decoder_norms(sae: TopKSAE) -> TopKSAE:
+    """An SAE whose latents are those of `sae` times the norm of their decoder row.
+
+    Reconstructions of the same latents stay; what changes is which latents a top-k
+    ranks first. A latent whose decoder row is zero becomes zero throughout.
+    """
+    p = host_params(sae)
+    norms = np.linalg.norm(p["w_dec"].astype(np.float64), axis=1)
+    divisors = np.where(norms == 0.0, 1.0, norms)
+    params = {
+        "w_enc": (p["w_enc"] * norms).astype(np.float32),
+        "b_enc": (p["b_enc"] * norms).astype(np.float32),
+        "w_dec": (p["w_dec"] / divisors[:, None]).astype(np.float32),
+        "b_dec": p["b_dec"],
+    }
+    return _like(sae, params)
+
+
+def noted_metadata(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The metadata in a config's note, or the whole config where there is no note.
+
+    Raises:
+      ValueError: if the note is not what this project writes.
+    """
+    if NOTE not in config:
+        return config
+    return fields.mapping(fields.mapping(config, NOTE, path), "metadata", path)
+
+
+def _like(sae: TopKSAE, params: Arrays, **changes: Any) -> TopKSAE:
+    options: dict[str, Any] = {
+        "rule": sae.rule,
+        "center_input": sae.center_input,
+        "normalize_input": sae.normalize_input,
+    }
+    return TopKSAE(params, sae.k, **(options | changes))
