@@ -2,5 +2,17 @@
 
 from sae_jax.configs import SAEConfig, TrainConfig, grid
 from sae_jax.sae import JumpReLUSAE, TopKSAE
+from sae_jax.store import ActivationStore
+from sae_jax.sweep.result import SweepResult
+from sae_jax.sweep.train import train_sweep
 
-__all__ = ["JumpReLUSAE", "SAEConfig", "TopKSAE", "TrainConfig", "grid"]
+__all__ = [
+    "ActivationStore",
+    "JumpReLUSAE",
+    "SAEConfig",
+    "SweepResult",
+    "TopKSAE",
+    "TrainConfig",
+    "grid",
+    "train_sweep",
+]

@@ -24,7 +24,7 @@ class SAEConfig:
     seed: int = 0
     learning_rate: float = 1e-3
     layer: int | None = None
-    position: int | None = None
+    position: int | str | None = None
 
     def __post_init__(self) -> None:
         if self.d_sae < 1:
@@ -37,7 +37,7 @@ class SAEConfig:
             raise ValueError(f"learning_rate is {self.learning_rate}; allowed is a positive number")
 
     @property
-    def data_slice(self) -> tuple[int | None, int | None]:
+    def data_slice(self) -> tuple[int | None, int | str | None]:
         """The (layer, position) whose activations the member trains on."""
         return self.layer, self.position
 
@@ -99,7 +99,10 @@ def grid(**values: Any) -> list[SAEConfig]:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(f"unknown fields {unknown}; SAEConfig has {known}")
-    axes = [list(value) if isinstance(value, Iterable) else [value] for value in values.values()]
+    axes = [
+        list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+        for value in values.values()
+    ]
     return [
         SAEConfig(**dict(zip(values, point, strict=True))) for point in itertools.product(*axes)
     ]

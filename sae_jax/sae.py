@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
+from sae_jax.products import dot
 from sae_jax.topk import top_k_mask
 
 Params = dict[str, jax.Array]
@@ -67,6 +69,7 @@ class SAE(nnx.Module):
       normalize_input: whether each sample is standardized by its own mean and unbiased
         standard deviation before encoding, and the reconstruction scaled back (Gao et
         al. 2024, arXiv:2406.04093, and the code published with it).
+      dtype: to which the operands of both products are rounded; sums are float32.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class SAE(nnx.Module):
         *,
         center_input: bool = False,
         normalize_input: bool = False,
+        dtype: DTypeLike = jnp.float32,
     ):
         """Takes parameters as they are.
 
@@ -101,6 +105,7 @@ class SAE(nnx.Module):
         self.b_dec = nnx.Param(jnp.asarray(params["b_dec"]))
         self.center_input = center_input
         self.normalize_input = normalize_input
+        self.dtype = jnp.dtype(dtype)
 
     @property
     def d_in(self) -> int:
@@ -128,7 +133,7 @@ class SAE(nnx.Module):
             x = (x - mean) / (std + _STD_EPS)
         if self.center_input:
             x = x - self.b_dec[...]
-        return self.activate(x @ self.w_enc[...] + self.b_enc[...])
+        return self.activate(dot(x, self.w_enc[...], self.dtype) + self.b_enc[...])
 
     def decode(self, z: jax.Array, x: jax.Array | None = None) -> jax.Array:
         """Reconstructions `[..., D]` of latents `[..., F]`.
@@ -141,7 +146,7 @@ class SAE(nnx.Module):
         Raises:
           ValueError: if `normalize_input` is set and `x` is missing.
         """
-        x_hat = z @ self.w_dec[...] + self.b_dec[...]
+        x_hat = dot(z, self.w_dec[...], self.dtype) + self.b_dec[...]
         if not self.normalize_input:
             return x_hat
         if x is None:
@@ -171,8 +176,11 @@ class TopKSAE(SAE):
         rule: Literal["abs", "relu"] = "abs",
         center_input: bool = False,
         normalize_input: bool = False,
+        dtype: DTypeLike = jnp.float32,
     ):
-        super().__init__(params, center_input=center_input, normalize_input=normalize_input)
+        super().__init__(
+            params, center_input=center_input, normalize_input=normalize_input, dtype=dtype
+        )
         if not 1 <= k <= self.d_sae:
             raise ValueError(f"k is {k}; allowed is 1 to d_sae = {self.d_sae}")
         if rule not in ("abs", "relu"):
@@ -181,9 +189,11 @@ class TopKSAE(SAE):
         self.rule = rule
 
     @classmethod
-    def init(cls, key: jax.Array, d_in: int, d_sae: int, k: int) -> Self:
+    def init(
+        cls, key: jax.Array, d_in: int, d_sae: int, k: int, dtype: DTypeLike = jnp.float32
+    ) -> Self:
         """A fresh SAE of the published recipe; see `init_params`."""
-        return cls(init_params(key, d_in, d_sae, width=d_sae), k)
+        return cls(init_params(key, d_in, d_sae, width=d_sae), k, dtype=dtype)
 
     def activate(self, pre: jax.Array) -> jax.Array:
         """The k pre-activations that `rule` ranks highest, zero elsewhere."""
@@ -208,8 +218,11 @@ class JumpReLUSAE(SAE):
         *,
         center_input: bool = False,
         normalize_input: bool = False,
+        dtype: DTypeLike = jnp.float32,
     ):
-        super().__init__(params, center_input=center_input, normalize_input=normalize_input)
+        super().__init__(
+            params, center_input=center_input, normalize_input=normalize_input, dtype=dtype
+        )
         if np.shape(threshold) != (self.d_sae,):
             raise ValueError(f"threshold has shape {np.shape(threshold)}; expected ({self.d_sae},)")
         self.threshold = nnx.Param(jnp.asarray(threshold))

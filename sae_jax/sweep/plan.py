@@ -1,0 +1,142 @@
+"""Which members train together: groups that fit memory and waste little on padding."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from sae_jax.configs import SAEConfig, TrainConfig
+from sae_jax.data import DataSlice
+
+# Largest share of a group's arithmetic that padding may take unless the user says
+# otherwise. A CPU pays for padded work in full, and a group more costs a compilation;
+# an accelerator that small members leave idle pays less than for another program.
+DEFAULT_MAX_PADDING = {"cpu": 0.1}
+ACCELERATOR_MAX_PADDING = 0.5
+
+_FLOAT_BYTES = 4
+# Copies of the parameters: themselves, two Adam moments, gradients, and one temporary.
+_PARAM_COPIES = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Members that one device program trains side by side.
+
+    Attributes:
+      members: indices into the sweep's configs.
+      data_slice: (layer, position) of their activations.
+      width: latents allocated for each of them, the largest d_sae among them.
+      padding: share of the arithmetic spent on latents that only pad.
+      num_bytes: estimate of device memory in training.
+      flops_per_step: floating-point operations of one step of all members.
+    """
+
+    members: tuple[int, ...]
+    data_slice: DataSlice
+    width: int
+    padding: float
+    num_bytes: int
+    flops_per_step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The groups of a sweep, in the order in which they train; prints as a table."""
+
+    groups: tuple[Group, ...]
+
+    def __str__(self) -> str:
+        rows = ["group  members  width  layer  position  padding  memory [MiB]  GFLOP/step"]
+        for i, group in enumerate(self.groups):
+            layer, position = ("-" if part is None else part for part in group.data_slice)
+            rows.append(
+                f"{i:5d}  {len(group.members):7d}  {group.width:5d}  {layer!s:>5}  {position!s:>8}"
+                f"  {group.padding:6.1%}  {group.num_bytes / 2**20:12.1f}"
+                f"  {group.flops_per_step / 1e9:10.2f}"
+            )
+        return "\n".join(rows)
+
+
+def plan_sweep(
+    configs: Sequence[SAEConfig],
+    data_sizes: Mapping[DataSlice, tuple[int, int]],
+    train_config: TrainConfig,
+) -> Plan:
+    """Groups the members of a sweep.
+
+    Members of a group share a data slice. From the largest down, a member joins the open
+    group unless its padding would exceed `max_padding` or the group `memory_budget`.
+
+    Args:
+      configs: the members.
+      data_sizes: number of training samples and width of an activation, (n, d_in), by slice.
+      train_config: for batch size, `max_padding` and `memory_budget`.
+
+    Returns:
+      The plan, the same for the same arguments on the same kind of device.
+
+    Raises:
+      ValueError: if a member alone exceeds the memory budget.
+    """
+    max_padding = train_config.max_padding
+    if max_padding is None:
+        max_padding = DEFAULT_MAX_PADDING.get(jax.default_backend(), ACCELERATOR_MAX_PADDING)
+    budget = train_config.memory_budget or _device_memory()
+    batch_size = train_config.batch_size
+
+    by_slice: dict[DataSlice, list[int]] = {}
+    for i, config in enumerate(configs):
+        by_slice.setdefault(config.data_slice, []).append(i)
+
+    groups: list[Group] = []
+    for data_slice, members in by_slice.items():
+        open_group: Group | None = None
+        for i in sorted(members, key=lambda i: -configs[i].d_sae):
+            before = open_group.members if open_group else ()
+            wider = _group((*before, i), configs, data_slice, data_sizes[data_slice], batch_size)
+            if open_group and (wider.padding > max_padding or wider.num_bytes > budget):
+                groups.append(open_group)
+                wider = _group((i,), configs, data_slice, data_sizes[data_slice], batch_size)
+            if len(wider.members) == 1 and wider.num_bytes > budget:
+                raise ValueError(
+                    f"a member of d_sae {configs[i].d_sae} needs about {wider.num_bytes:,} bytes;"
+                    f" memory_budget is {budget:,}"
+                )
+            open_group = wider
+        if open_group:
+            groups.append(open_group)
+    return Plan(tuple(groups))
+
+
+def _group(
+    members: tuple[int, ...],
+    configs: Sequence[SAEConfig],
+    data_slice: DataSlice,
+    data_size: tuple[int, int],
+    batch_size: int,
+) -> Group:
+    num_samples, d_in = data_size
+    sizes = [configs[i].d_sae for i in members]
+    width = max(sizes)
+    num_params = 2 * d_in * width + width + d_in
+    # Pre-activations, latents and their gradients; reconstruction, error, its gradient.
+    num_activations = batch_size * (4 * width + 3 * d_in)
+    member_bytes = _FLOAT_BYTES * (_PARAM_COPIES * num_params + num_activations)
+    return Group(
+        members=members,
+        data_slice=data_slice,
+        width=width,
+        padding=1 - sum(sizes) / (width * len(sizes)),
+        num_bytes=len(members) * member_bytes + _FLOAT_BYTES * num_samples * d_in,
+        flops_per_step=10 * batch_size * d_in * width * len(members),
+    )
+
+
+def _device_memory() -> int:
+    """Bytes that a group may take unless the user says otherwise."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(0.8 * stats["bytes_limit"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

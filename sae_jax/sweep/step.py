@@ -1,0 +1,126 @@
+"""One training step of one SAE, lifted over the members of a group and over an epoch."""
+
+from functools import cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+
+from sae_jax import data, losses
+from sae_jax.sae import Params, TopKSAE, init_params
+
+# With PyTorch's and the published experiment's defaults; epsilon outside the root.
+ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+
+
+class Hyperparameters(NamedTuple):
+    """In what members differ; traced, so that a new value does not recompile."""
+
+    seed: jax.Array
+    d_sae: jax.Array
+    k: jax.Array
+    learning_rate: jax.Array
+
+
+class MemberState(NamedTuple):
+    """What training changes."""
+
+    params: Params
+    opt_state: optax.OptState
+
+
+def init_member(hyper: Hyperparameters, d_in: int, width: int) -> MemberState:
+    """The state of a member before its first step, padded to `width` latents."""
+    params = init_params(jax.random.key(hyper.seed), d_in, hyper.d_sae, width)
+    return MemberState(params, ADAM.init(params))
+
+
+@cache
+def _graphdef(dtype: str) -> nnx.GraphDef:
+    template = nnx.eval_shape(lambda: TopKSAE.init(jax.random.key(0), 1, 1, 1, dtype=dtype))
+    return nnx.graphdef(template)
+
+
+def member_sae(params: Params, k: jax.Array, dtype: str = "float32") -> TopKSAE:
+    """The module around traced parameters, padded or not, with a traced k.
+
+    A padding latent is zero in every parameter. Its pre-activation is 0 at an index
+    above all true latents, and ties go to the lower index: while k <= d_sae it is
+    never selected, so its gradient is 0 and it stays zero. Nothing needs a mask.
+    """
+    sae = nnx.merge(_graphdef(dtype), params)
+    sae.k = nnx.data(k)
+    return sae
+
+
+def train_step(
+    state: MemberState, hyper: Hyperparameters, x: jax.Array, dtype: str
+) -> tuple[MemberState, jax.Array]:
+    """One step of Adam on one batch.
+
+    Args:
+      state: of one member.
+      hyper: of the same member.
+      x: `[b, D]`.
+      dtype: of the operands of matrix products.
+
+    Returns:
+      The new state, and the loss before the step, `[]`.
+    """
+
+    def loss_of(params: Params) -> jax.Array:
+        return losses.mse(member_sae(params, hyper.k, dtype)(x), x)
+
+    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    updates, opt_state = ADAM.update(grads, state.opt_state)
+    params = jax.tree.map(lambda p, u: p - hyper.learning_rate * u, state.params, updates)
+    return MemberState(params, opt_state), loss
+
+
+@partial(jax.jit, static_argnames=("d_in", "width"))
+def init_group(hyper: Hyperparameters, *, d_in: int, width: int) -> MemberState:
+    """The states of all members, leading axis M."""
+    return jax.vmap(lambda member: init_member(member, d_in, width))(hyper)
+
+
+@partial(jax.jit, static_argnames=("batch_size", "dtype"), donate_argnums=0)
+def train_epoch(
+    state: MemberState,
+    hyper: Hyperparameters,
+    x: jax.Array,
+    data_seed: jax.Array,
+    epoch: jax.Array,
+    *,
+    batch_size: int,
+    dtype: str,
+) -> tuple[MemberState, jax.Array]:
+    """Advances every member of a group by one epoch, as one device program.
+
+    Args:
+      state: of M members, leading axis M; donated.
+      hyper: of the same members, `[M]` each.
+      x: training samples `[n, D]`.
+      data_seed: of the order of the samples.
+      epoch: which epoch this is, from 0.
+      batch_size: samples a step; a smaller last batch holds what is left over.
+      dtype: of the operands of matrix products.
+
+    Returns:
+      The new state, and every step's loss, `[num_steps, M]`.
+    """
+
+    def step(state: MemberState, rows: jax.Array) -> tuple[MemberState, jax.Array]:
+        one = partial(train_step, dtype=dtype)
+        return jax.vmap(one, in_axes=(0, 0, None))(state, hyper, x[rows])
+
+    order = data.epoch_order(data_seed, epoch, len(x))
+    num_full = len(x) // batch_size
+    full, rest = jnp.split(order, [num_full * batch_size])
+    state, step_losses = lax.scan(step, state, full.reshape(num_full, batch_size))
+    if rest.size:
+        state, loss = step(state, rest)
+        step_losses = jnp.concatenate([step_losses, loss[None]])
+    return state, step_losses

@@ -1,0 +1,22 @@
+"""What every test runs under, and what several of them need."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def smollm2_split() -> tuple[np.ndarray, np.ndarray]:
+    """Real activations `[5978, 576]` and `[1495, 576]`, split by problem as published."""
+    path = SHARED / "data" / "smollm2_gsm8k" / "layer25_position3.npy"
+    if not path.exists():
+        pytest.skip(f"real activations are not there: {path}")
+    x = np.load(path, allow_pickle=False).astype(np.float32)
+    order = np.random.RandomState(42).permutation(len(x))
+    return x[order[1495:]], x[order[:1495]]
