@@ -1,0 +1,1 @@
+"""PyTorch side: from problems to a store of a language model's activations."""

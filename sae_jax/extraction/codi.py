@@ -1,0 +1,197 @@
+"""CODI checkpoints: a LoRA-tuned causal model and the projection of its continuous thoughts.
+
+Shen et al. 2025, arXiv:2502.21074; layout as https://github.com/zhenyi4/codi saves it. One
+state dict holds the PEFT-wrapped model under `codi.` and, under `prj.`, the network
+Linear -> GELU -> Linear -> LayerNorm. The vocabulary grows by three tokens: padding, begin
+and end of thought.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from torch import nn
+
+from sae_jax.extraction.models import LanguageModel, ThoughtTokens
+
+LORA_ALPHA = 32.0
+
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_LORA_A = ".lora_A.default.weight"
+_PEFT_PREFIX = "codi.base_model.model."
+_EMBEDDING = f"{_PEFT_PREFIX}model.embed_tokens.weight"
+_UNEMBEDDING = f"{_PEFT_PREFIX}lm_head.weight"
+
+_logger = logging.getLogger(__name__)
+
+
+def load_codi(
+    base: LanguageModel,
+    checkpoint: str,
+    *,
+    lora_alpha: float = LORA_ALPHA,
+    eos_before_thoughts: bool = False,
+) -> LanguageModel:
+    """Puts a CODI checkpoint over its base model, which is changed in place.
+
+    LoRA rank, projection width and the presence of its LayerNorm are read off the weights;
+    `lora_alpha` is not in them. The LoRA products are merged into the weights, in float32.
+
+    Args:
+      base: the model that was fine-tuned.
+      checkpoint: a folder or hub id with `model.safetensors` or `pytorch_model.bin`.
+      lora_alpha: LoRA's alpha; the products are scaled by alpha / rank.
+      eos_before_thoughts: put an end-of-sequence token before the begin-of-thought token and
+        after the end-of-thought token, an option of the official evaluation.
+
+    Raises:
+      ValueError: if there is no checkpoint, or a weight is missing, unexpected or of another
+        shape than the base model's.
+    """
+    state = read_state_dict(checkpoint)
+    compute_dtype = base.causal_lm.dtype
+    vocab_size = base.causal_lm.config.vocab_size
+    causal_lm = base.causal_lm.float()
+    causal_lm.resize_token_embeddings(vocab_size + 3, mean_resizing=False)
+
+    wrapped = nn.Module()
+    wrapped.codi = _with_lora(causal_lm, _lora_rank(state, checkpoint), lora_alpha)
+    wrapped.prj = _projection(state, checkpoint, base.d_in)
+    _load_exactly(wrapped, state, checkpoint, causal_lm.config.tie_word_embeddings)
+    _report(wrapped, state, checkpoint, lora_alpha, vocab_size)
+
+    merged = wrapped.codi.merge_and_unload()
+    merged.eval().requires_grad_(False).to(compute_dtype)
+    projection = wrapped.prj.eval().requires_grad_(False).to(base.device, compute_dtype)
+    tokens = ThoughtTokens(
+        begin=vocab_size + 1,
+        end=vocab_size + 2,
+        eos=base.tokenizer.eos_token_id if eos_before_thoughts else None,
+    )
+    return dataclasses.replace(
+        base,
+        name=f"{base.name} with CODI {checkpoint} (lora_alpha {lora_alpha:g})",
+        causal_lm=merged,
+        thought_tokens=tokens,
+        projection=projection,
+    )
+
+
+def read_state_dict(checkpoint: str) -> dict[str, torch.Tensor]:
+    """Reads a checkpoint's weights from a folder or the hub, without running any code in them.
+
+    Raises:
+      ValueError: if there is no such checkpoint, or it holds more than tensors.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(checkpoint, allow_patterns=list(_WEIGHT_FILES)))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+            raise ValueError(
+                f"no CODI checkpoint at {checkpoint!r}: neither a folder nor a hub id that can "
+                f"be downloaded ({error})"
+            ) from error
+    for name in _WEIGHT_FILES:
+        file = folder / name
+        if file.is_file() and file.suffix == ".safetensors":
+            return load_file(file)
+        if file.is_file():
+            return _load_torch_file(file)
+    raise ValueError(f"{checkpoint} holds neither of {', '.join(_WEIGHT_FILES)}")
+
+
+def _load_torch_file(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{file} is not a file of tensors alone: {error}") from error
+
+
+def _lora_rank(state: dict[str, torch.Tensor], checkpoint: str) -> int:
+    ranks = {tensor.shape[0] for name, tensor in state.items() if name.endswith(_LORA_A)}
+    if len(ranks) != 1:
+        raise ValueError(f"{checkpoint} has LoRA weights of ranks {sorted(ranks)}; expected one")
+    return ranks.pop()
+
+
+def _with_lora(causal_lm: nn.Module, rank: int, alpha: float) -> PeftModel:
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it by r, as any number
+        lora_dropout=0.0,
+        target_modules=list(_TARGET_MODULES),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(causal_lm, config)  # type: ignore[arg-type]
+
+
+def _projection(state: dict[str, torch.Tensor], checkpoint: str, d_in: int) -> nn.Sequential:
+    if "prj.1.weight" not in state:
+        raise ValueError(f"{checkpoint} lacks prj.1.weight, the projection's first weight")
+    width = state["prj.1.weight"].shape[0]
+    projection = nn.Sequential(
+        nn.Dropout(), nn.Linear(d_in, width), nn.GELU(), nn.Linear(width, d_in)
+    )
+    if any(name.startswith("prj.ln.") for name in state):
+        projection.add_module("ln", nn.LayerNorm(d_in))
+    return projection
+
+
+def _load_exactly(
+    wrapped: nn.Module, state: dict[str, torch.Tensor], checkpoint: str, tied: bool
+) -> None:
+    """Loads every weight from the checkpoint; nothing keeps a value of its own."""
+    if tied:
+        # Files keep one of two tied weights, or both.
+        for absent, present in ((_EMBEDDING, _UNEMBEDDING), (_UNEMBEDDING, _EMBEDDING)):
+            if absent not in state and present in state:
+                state = {**state, absent: state[present]}
+    expected = {name: tensor.shape for name, tensor in wrapped.state_dict().items()}
+    problems = [
+        ("lacks", sorted(expected.keys() - state.keys())),
+        ("has the unexpected", sorted(state.keys() - expected.keys())),
+        (
+            "has the wrong shape of",
+            [
+                f"{name} ({list(state[name].shape)}, expected {list(shape)})"
+                for name, shape in expected.items()
+                if name in state and state[name].shape != shape
+            ],
+        ),
+    ]
+    if found := [f"{what} {_first(names)}" for what, names in problems if names]:
+        raise ValueError(f"{checkpoint} does not fit the base model: it {'; it '.join(found)}")
+    wrapped.load_state_dict(state)
+
+
+def _first(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _report(
+    wrapped: nn.Module,
+    state: dict[str, torch.Tensor],
+    checkpoint: str,
+    lora_alpha: float,
+    vocab_size: int,
+) -> None:
+    num_pairs = sum(name.endswith(_LORA_A) for name in state)
+    _logger.info(
+        "CODI checkpoint %s: %d LoRA products of rank %d and alpha %g, projection of width %d %s "
+        "LayerNorm, vocabulary %d + 3; every weight loaded",
+        checkpoint,
+        num_pairs,
+        _lora_rank(state, checkpoint),
+        lora_alpha,
+        state["prj.1.weight"].shape[0],
+        "with" if hasattr(wrapped.prj, "ln") else "without",
+        vocab_size,
+    )

@@ -1,0 +1,118 @@
+"""Continuous thoughts: a language model that reads its own hidden states instead of tokens.
+
+After the prompt, pass p feeds one embedding a problem: the begin-of-thought token's at pass 0
+(where the model has one) and `feedback(h[p-1])` afterwards, `h[p-1]` being the final hidden
+state of the pass before. A pass's hidden states are those of *position* p.
+
+Feedback modes: `codi`, the checkpoint's projection (Shen et al. 2025, arXiv:2502.21074);
+`hidden`, the final hidden state itself (Coconut: Hao et al. 2024, arXiv:2412.06769); `soft`, the
+embedding expected under the next-token distribution (Soft Thinking: Zhang et al. 2025,
+arXiv:2505.15778).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from sae_jax.extraction.context import Context, LayerHook, pad_left
+from sae_jax.extraction.models import LanguageModel
+
+FEEDBACK_MODES = ("codi", "hidden", "soft")
+NUM_POSITIONS = 6
+
+ThoughtHook = Callable[[int, int, torch.Tensor], torch.Tensor | None]
+"""Called with layer, position and hidden states `[b, d_in]`; what it returns replaces them."""
+
+
+@torch.inference_mode()
+def think(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    num_positions: int = NUM_POSITIONS,
+    feedback: str = "soft",
+    layers: Sequence[int] = (),
+    hook: ThoughtHook | None = None,
+) -> tuple[Context, torch.Tensor]:
+    """Reads a batch of prompts and thinks for `num_positions` passes.
+
+    Args:
+      model: the model.
+      prompts: token ids of each prompt.
+      num_positions: passes after the prompt.
+      feedback: "codi", "hidden" or "soft".
+      layers: 0-based layers whose output the hook gets, at every position.
+      hook: reads or replaces those outputs.
+
+    Returns:
+      The context, to read on in (the answer, say), and the last pass's final hidden states
+      `[b, d_in]`.
+
+    Raises:
+      ValueError: if the feedback mode is unknown or not the model's, or a layer is.
+    """
+    check_feedback(model, feedback)
+    model.check_layers(layers)
+    context = Context(model, len(prompts))
+    token_ids, mask = pad_left(prompts, model.device)
+    hidden = context.read(model.embed(token_ids), mask)[:, -1]
+    for position in range(num_positions):
+        if position == 0 and model.thought_tokens is not None:
+            begin = token_ids.new_full((len(prompts),), model.thought_tokens.begin)
+            embedding = model.embed(begin)
+        else:
+            embedding = next_embedding(model, hidden, feedback)
+        layer_hook = hook and _at_position(hook, position)
+        hidden = context.read(embedding[:, None], None, layers, layer_hook)[:, -1]
+    return context, hidden
+
+
+def thought_activations(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    layers: Sequence[int],
+    positions: Sequence[int] = tuple(range(NUM_POSITIONS)),
+    feedback: str = "soft",
+) -> torch.Tensor:
+    """Hidden states of continuous thoughts, float32 `[num_layers, num_positions, b, d_in]`.
+
+    Layer l is the output of decoder layer l, transformers' `hidden_states[l + 1]`; the last
+    layer's is taken after the final norm.
+    """
+    kept = torch.empty(len(layers), len(positions), len(prompts), model.d_in)
+
+    def keep(layer: int, position: int, hidden: torch.Tensor) -> None:
+        if position in positions:
+            kept[layers.index(layer), positions.index(position)] = hidden
+
+    num_positions = max(positions) + 1
+    think(model, prompts, num_positions=num_positions, feedback=feedback, layers=layers, hook=keep)
+    return kept
+
+
+def _at_position(hook: ThoughtHook, position: int) -> LayerHook:
+    def layer_hook(layer: int, output: torch.Tensor) -> torch.Tensor | None:
+        edited = hook(layer, position, output[:, -1])
+        return None if edited is None else edited[:, None].to(output)
+
+    return layer_hook
+
+
+def next_embedding(model: LanguageModel, hidden: torch.Tensor, feedback: str) -> torch.Tensor:
+    """The embedding that follows final hidden states: `[b, d_in]` to `[b, d_in]`."""
+    if feedback == "hidden":
+        return hidden
+    if feedback == "codi" and model.projection is not None:
+        return model.projection(hidden)
+    return model.logits(hidden).softmax(dim=-1).to(hidden.dtype) @ model.vocabulary
+
+
+def check_feedback(model: LanguageModel, feedback: str) -> None:
+    """Raises ValueError if the model cannot think in that mode."""
+    if feedback not in FEEDBACK_MODES:
+        raise ValueError(f"feedback is {feedback!r}; allowed: {', '.join(FEEDBACK_MODES)}")
+    if feedback == "codi" and model.projection is None:
+        raise ValueError(
+            f"feedback 'codi' needs a CODI checkpoint; {model.name} allows 'hidden' and 'soft'"
+        )

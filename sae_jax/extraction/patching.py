@@ -1,0 +1,186 @@
+"""What a thought is worth: replace it at one layer and position, and score the gold answer.
+
+The model reads the prompt and thinks; at one pass the output of one layer is replaced by
+given activations, the layers above and all later passes go on from there, and the gold
+answer is read and scored. Activations come and go as NumPy arrays, so that an SAE on the
+JAX side can reconstruct or edit them in between.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from sae_jax.extraction.continuous_thoughts import NUM_POSITIONS, think
+from sae_jax.extraction.models import LanguageModel
+from sae_jax.metrics import loss_recovered_fraction
+from sae_jax.store import Problem
+
+ANSWER_PREFIX = "The answer is:"
+
+
+@dataclass(frozen=True, eq=False)
+class PatchedAnswers:
+    """The gold answers of n problems, scored after thoughts that may be replaced.
+
+    Attributes:
+      model: the language model.
+      problems: n problems, each with its answer.
+      layer, position: where a thought is replaced.
+      feedback: how thoughts follow each other: "codi", "hidden" or "soft".
+      num_positions: passes before the answer.
+      answer_prefix: text read, not scored, before the answer.
+      batch_size: problems at a time.
+
+    Raises:
+      ValueError: if the layer or position is not there, or a problem has no answer.
+    """
+
+    model: LanguageModel
+    problems: Sequence[Problem]
+    layer: int
+    position: int
+    feedback: str = "soft"
+    num_positions: int = NUM_POSITIONS
+    answer_prefix: str = ANSWER_PREFIX
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        self.model.check_layers([self.layer])
+        if not 0 <= self.position < self.num_positions:
+            raise ValueError(f"position {self.position} is not among 0 to {self.num_positions - 1}")
+        unanswered = [problem.id for problem in self.problems if not problem.answer]
+        if unanswered:
+            raise ValueError(f"problems without an answer to score: {', '.join(unanswered[:5])}")
+
+    @cached_property
+    def num_tokens(self) -> np.ndarray:
+        """Tokens of each gold answer, int `[n]`."""
+        return np.array([len(self._answer_ids(problem)) for problem in self.problems])
+
+    @cached_property
+    def unpatched(self) -> np.ndarray:
+        """`log_probability` with no thought replaced."""
+        return self.log_probability(None)
+
+    def log_probability(self, activations: np.ndarray | None) -> np.ndarray:
+        """Log-probability of each gold answer, summed over its tokens, float64 `[n]`.
+
+        Args:
+          activations: what replaces each problem's thought, `[n, d_in]`; None leaves the
+            thoughts alone.
+
+        Raises:
+          ValueError: if `activations` is of another shape.
+        """
+        expected = (len(self.problems), self.model.d_in)
+        if activations is not None and activations.shape != expected:
+            raise ValueError(f"activations have shape {activations.shape}, expected {expected}")
+        scores = np.empty(len(self.problems))
+        for start in range(0, len(self.problems), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            patch = None if activations is None else torch.tensor(np.asarray(activations[rows]))
+            scores[rows] = self._score(self.problems[rows], patch)
+        return scores
+
+    def cross_entropy(self, activations: np.ndarray | None) -> float:
+        """Mean negative log-probability of a gold answer's token, in nats."""
+        scores = self.unpatched if activations is None else self.log_probability(activations)
+        return float(-scores.sum() / self.num_tokens.sum())
+
+    @torch.inference_mode()
+    def _score(self, problems: Sequence[Problem], patch: torch.Tensor | None) -> np.ndarray:
+        def replace(layer: int, position: int, hidden: torch.Tensor) -> torch.Tensor | None:
+            if patch is None or position != self.position:
+                return None
+            return patch.to(hidden)
+
+        context, _ = think(
+            self.model,
+            [self.model.prompt_ids(problem.question) for problem in problems],
+            num_positions=self.num_positions,
+            feedback=self.feedback,
+            layers=[self.layer],
+            hook=replace,
+        )
+        prefix = self._prefix_ids()
+        answers = [self._answer_ids(problem) for problem in problems]
+        token_ids = torch.zeros(
+            len(problems), len(prefix) + max(map(len, answers)), dtype=torch.long
+        )
+        scored = torch.zeros_like(token_ids, dtype=torch.bool)
+        for row, answer in enumerate(answers):
+            end = len(prefix) + len(answer)
+            token_ids[row, :end] = torch.tensor([*prefix, *answer])
+            scored[row, len(prefix) : end] = True
+        token_ids, scored = token_ids.to(self.model.device), scored.to(self.model.device)
+        # Whatever pads a shorter answer comes after it, where nothing scored attends.
+        hidden = context.read(self.model.embed(token_ids))
+        predicted = self.model.logits(hidden[:, len(prefix) - 1 : -1]).log_softmax(dim=-1)
+        targets = token_ids[:, len(prefix) :]
+        per_token = predicted.gather(-1, targets[..., None])[..., 0].double()
+        return (per_token * scored[:, len(prefix) :]).sum(dim=1).cpu().numpy()
+
+    def _prefix_ids(self) -> list[int]:
+        text_ids = self._plain_ids(self.answer_prefix)
+        thought_tokens = self.model.thought_tokens
+        if thought_tokens is None:
+            return text_ids
+        eos = [] if thought_tokens.eos is None else [thought_tokens.eos]
+        return [thought_tokens.end, *eos, *text_ids]
+
+    def _answer_ids(self, problem: Problem) -> list[int]:
+        return self._plain_ids(f" {problem.answer}")
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return self.model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def loss_recovered(
+    answers: PatchedAnswers, reconstructions: np.ndarray, mean_activation: np.ndarray
+) -> dict[str, float]:
+    """How much of what a thought is worth an SAE's reconstruction keeps.
+
+    Args:
+      answers: the scored problems and the place of the thought.
+      reconstructions: of the n problems' activations there, `[n, d_in]`.
+      mean_activation: the mean activation there, `[d_in]`: what a constant would do.
+
+    Returns:
+      `ce_clean`, `ce_zero`, `ce_mean` and `ce_sae`, the gold answer's cross-entropy with
+      the thought left alone, zeroed, replaced by the mean and by its reconstruction;
+      `loss_recovered` of the reconstruction, 1 being as good as the thought itself and 0
+      no better than zero; and `loss_recovered_mean` of the mean. Where zeroing does not
+      raise the cross-entropy there is nothing to recover and the fractions mean nothing.
+    """
+    shape = reconstructions.shape
+    clean = answers.cross_entropy(None)
+    zero = answers.cross_entropy(np.zeros(shape, np.float32))
+    mean = answers.cross_entropy(np.broadcast_to(mean_activation, shape))
+    sae = answers.cross_entropy(reconstructions)
+    return {
+        "ce_clean": clean,
+        "ce_zero": zero,
+        "ce_mean": mean,
+        "ce_sae": sae,
+        "loss_recovered": loss_recovered_fraction(clean, zero, sae),
+        "loss_recovered_mean": loss_recovered_fraction(clean, zero, mean),
+    }
+
+
+def causal_effect(
+    answers: PatchedAnswers, reconstructions: np.ndarray, edited: np.ndarray
+) -> np.ndarray:
+    """Change of each gold answer's log-probability when a reconstruction is edited, `[n]`.
+
+    Args:
+      answers: the scored problems and the place of the thought.
+      reconstructions: unedited, `[n, d_in]`.
+      edited: decoded from edited latents (`sae_jax.features.interventions`), `[n, d_in]`.
+
+    Returns:
+      Edited minus unedited, in nats: negative where the edit hurts.
+    """
+    return answers.log_probability(edited) - answers.log_probability(reconstructions)

