@@ -1,0 +1,182 @@
+"""Activations from and to other people's files: torch, .npy, .npz and safetensors."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from sae_jax.store import ActivationStore, Problem, Selection
+from sae_jax.store_writer import write_store
+
+SLICE_SUFFIXES = (".npy", ".npz", ".safetensors")
+
+_ARRAY_NAME = "activations"
+_ROW_METADATA = ("problem_ids", "layers", "positions", "cot_sequences")
+
+
+def import_published(
+    files: Sequence[str | os.PathLike],
+    output: str | os.PathLike,
+    *,
+    dtype: str = "float32",
+    overwrite: bool = False,
+) -> ActivationStore:
+    """Imports the published experiment's `full_{train,val}_activations.pt` into one store.
+
+    A file is a dict of `activations`, `[n, d_in]`, and `metadata` with a problem id, layer,
+    position and list of chain-of-thought steps for each of its n rows, in any order. Problems
+    keep the order in which they first appear, file after file. The files already are the two
+    sides of the published split: import each into a store of its own to keep it.
+
+    Args:
+      files: the torch files.
+      output: folder of the store.
+      dtype: "float16" or "float32", as stored.
+      overwrite: replace a store that is there.
+
+    Raises:
+      ValueError: if a file has another layout, holds more than tensors and plain values, or
+        does not have every problem at every layer and position once.
+    """
+    contents = [_read_published(Path(file)) for file in files]
+    values = np.concatenate([activations for activations, _ in contents])
+    ids, layers, positions, steps = (
+        [value for _, metadata in contents for value in metadata[name]] for name in _ROW_METADATA
+    )
+    problem_steps: dict[str, tuple[str, ...]] = {}
+    for problem_id, row_steps in zip(ids, steps, strict=True):
+        problem_steps.setdefault(str(problem_id), tuple(row_steps))
+    order = {problem_id: index for index, problem_id in enumerate(problem_steps)}
+    rows: dict[tuple[int, int], dict[int, int]] = {}
+    for row, (problem_id, layer, position) in enumerate(zip(ids, layers, positions, strict=True)):
+        of_slice = rows.setdefault((int(layer), int(position)), {})
+        if order[str(problem_id)] in of_slice:
+            raise ValueError(
+                f"problem {problem_id} is there twice at layer {layer}, position {position}"
+            )
+        of_slice[order[str(problem_id)]] = row
+    for (layer, position), of_slice in rows.items():
+        if len(of_slice) < len(order):
+            raise ValueError(
+                f"layer {layer}, position {position} has {len(of_slice)} of {len(order)} problems"
+            )
+    return write_store(
+        output,
+        {key: values[[of_slice[i] for i in range(len(order))]] for key, of_slice in rows.items()},
+        [Problem(id, question="", steps=steps) for id, steps in problem_steps.items()],
+        {"imported_from": [Path(file).name for file in files]},
+        dtype=dtype,
+        overwrite=overwrite,
+    )
+
+
+def import_slice(
+    file: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    layer: int,
+    position: int,
+    problems: Sequence[Problem] | None = None,
+    dtype: str = "float32",
+    overwrite: bool = False,
+) -> ActivationStore:
+    """Imports one array `[n, d_in]` as a store of one layer and position.
+
+    Args:
+      file: .npy, or .npz or .safetensors with an array named "activations".
+      output: folder of the store.
+      layer: 0-based decoder layer that the activations are of.
+      position: continuous-thought or token position that they are of.
+      problems: the problem of each row; rows are numbered if None.
+      dtype: "float16" or "float32", as stored.
+      overwrite: replace a store that is there.
+
+    Raises:
+      ValueError: if the file is of another kind or holds no such array.
+    """
+    array = _read_slice(Path(file))
+    if problems is None:
+        problems = [Problem(f"row-{row}", question="") for row in range(len(array))]
+    return write_store(
+        output,
+        {(layer, position): array},
+        problems,
+        {"imported_from": [Path(file).name]},
+        dtype=dtype,
+        overwrite=overwrite,
+    )
+
+
+def export_slice(selection: Selection, file: str | os.PathLike) -> None:
+    """Writes a selection's activations, float32 `[n, d_in]`, in the format of the suffix.
+
+    Beside them .npz holds the `problem_ids` of the rows, and .safetensors names model, layer
+    and position in its metadata.
+
+    Raises:
+      ValueError: if the suffix is unknown, or the file exists.
+    """
+    target = Path(file)
+    _check_suffix(target)
+    if target.exists():
+        raise ValueError(f"{target} exists; it is left as is")
+    if target.suffix == ".npy":
+        np.save(target, selection.activations, allow_pickle=False)
+    elif target.suffix == ".npz":
+        ids = np.array([problem.id for problem in selection.problems])
+        np.savez(target, activations=selection.activations, problem_ids=ids)
+    else:
+        metadata = {
+            "model": selection.store.manifest["model"],
+            "layer": str(selection.layer),
+            "position": str(selection.position),
+        }
+        save_file({_ARRAY_NAME: selection.activations}, target, metadata)
+
+
+def _read_published(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{file} is not a torch file of tensors and plain values: {error}"
+        ) from error
+    match content:
+        case {"activations": torch.Tensor(ndim=2) as activations, "metadata": dict(metadata)}:
+            pass
+        case _:
+            raise ValueError(f"{file} must hold 'activations' [n, d_in] and a dict 'metadata'")
+    for name in _ROW_METADATA:
+        if len(metadata.get(name, ())) != len(activations):
+            raise ValueError(
+                f"{file} has {len(activations)} activations and {len(metadata.get(name, ()))} "
+                f"{name}; expected one a row"
+            )
+    return activations.float().numpy(), metadata
+
+
+def _read_slice(file: Path) -> np.ndarray:
+    _check_suffix(file)
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}")
+    if file.suffix == ".npy":
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    else:
+        arrays = load_file(file) if file.suffix == ".safetensors" else np.load(file)
+        if _ARRAY_NAME not in arrays:
+            raise ValueError(f"{file} has no array {_ARRAY_NAME!r}; it has {sorted(arrays)}")
+        array = arrays[_ARRAY_NAME]
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise ValueError(
+            f"{file} holds {array.dtype}{list(array.shape)}; expected floats [n, d_in]"
+        )
+    return array
+
+
+def _check_suffix(file: Path) -> None:
+    if file.suffix not in SLICE_SUFFIXES:
+        raise ValueError(f"{file} ends in {file.suffix!r}; allowed: {', '.join(SLICE_SUFFIXES)}")
