@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 Arrays = dict[str, np.ndarray]
@@ -36,7 +35,7 @@ def read_safetensors(path: Path) -> Arrays:
     """
     try:
         arrays = safetensors_numpy.load_file(_existing(path))
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # A damaged file can fail in any way; none of them is ours.
         raise ValueError(f"{path} is not readable as safetensors: {error!r}") from error
     return {name: _float32(array, f"{name} in {path}") for name, array in arrays.items()}
 
@@ -50,7 +49,7 @@ def read_npz(path: Path) -> Arrays:
     try:
         with np.load(_existing(path), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # As above.
         raise ValueError(f"{path} is not readable as a NumPy archive: {error!r}") from error
     return {name: _float32(array, f"{name} in {path}") for name, array in arrays.items()}
 
@@ -66,8 +65,13 @@ def read_torch(path: Path) -> dict[str, Any]:
 
     _existing(path)
     try:
+        if zipfile.is_zipfile(path):
+            # PyTorch does not compare the checksums that it writes.
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"{damaged} does not have its checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # A damaged pickle can fail in any way; none of them is ours.
+    except Exception as error:  # As above.
         raise ValueError(f"{path} is not readable as a file of tensors: {error!r}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of names")
@@ -87,8 +91,8 @@ def from_tensors(tensors: Mapping[str, Any], path: Path) -> Arrays:
         what = f"{name} in {path}"
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"{what} is a {type(tensor).__name__}; expected a tensor")
-        if tensor.layout != torch.strided or tensor.device.type != "cpu":
-            raise ValueError(f"{what} is {tensor.layout} on {tensor.device}; expected a dense one")
+        if not _is_dense(tensor):
+            raise ValueError(f"{what} is not a dense tensor of numbers in memory")
         # Strides of zero make a few bytes look like any amount of memory.
         if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
             raise ValueError(f"{what} is of shape {tuple(tensor.shape)}, more than the file holds")
@@ -106,11 +110,17 @@ def integer_from_tensor(tensor: Any, what: str) -> int:
     """
     import torch
 
-    if not isinstance(tensor, torch.Tensor) or tensor.shape != () or tensor.layout != torch.strided:
+    if not isinstance(tensor, torch.Tensor) or not _is_dense(tensor) or tensor.shape != ():
         raise ValueError(f"{what} is a {type(tensor).__name__}; expected a tensor of one integer")
-    if tensor.dtype not in (torch.int32, torch.int64) or tensor.device.type != "cpu":
+    if tensor.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"{what} is of type {tensor.dtype}; expected an integer")
     return int(tensor)
+
+
+def _is_dense(tensor: Any) -> bool:
+    import torch
+
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
 
 
 def write_torch(content: Mapping[str, Any], path: Path) -> None:
@@ -199,7 +209,9 @@ def check_names(found: Collection[str], expected: Collection[str], where: Path |
         raise ValueError(f"{where} holds {sorted(found)}; expected {sorted(expected)}")
 
 
-def _float32(array: np.ndarray, what: str) -> np.ndarray:
+def _float32(array: Any, what: str) -> np.ndarray:
+    if not isinstance(array, np.ndarray):  # NumPy hands over other members' bytes as they are.
+        raise ValueError(f"{what} is not an array")
     if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
         raise ValueError(f"{what} is of type {array.dtype}; expected floats")
     return array.astype(np.float32)
