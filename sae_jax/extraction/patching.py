@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from sae_jax.extraction.answers import read_tokens
 from sae_jax.extraction.continuous_thoughts import NUM_POSITIONS, think
 from sae_jax.extraction.models import LanguageModel
 from sae_jax.metrics import loss_recovered_fraction
@@ -30,7 +31,8 @@ class PatchedAnswers:
       problems: n problems, each with its answer.
       layer, position: where a thought is replaced.
       feedback: how thoughts follow each other: "codi", "hidden" or "soft".
-      num_positions: passes before the answer.
+      num_thoughts: thoughts before the answer; a CODI model reads its begin-of-thought
+        token at one more position, before them.
       answer_prefix: text read, not scored, before the answer.
       batch_size: problems at a time.
 
@@ -43,7 +45,7 @@ class PatchedAnswers:
     layer: int
     position: int
     feedback: str = "soft"
-    num_positions: int = NUM_POSITIONS
+    num_thoughts: int = NUM_POSITIONS
     answer_prefix: str = ANSWER_PREFIX
     batch_size: int = 32
 
@@ -54,6 +56,11 @@ class PatchedAnswers:
         unanswered = [problem.id for problem in self.problems if not problem.answer]
         if unanswered:
             raise ValueError(f"problems without an answer to score: {', '.join(unanswered[:5])}")
+
+    @property
+    def num_positions(self) -> int:
+        """Passes between the prompt and the answer."""
+        return self.num_thoughts + (self.model.thought_tokens is not None)
 
     @cached_property
     def num_tokens(self) -> np.ndarray:
@@ -115,13 +122,11 @@ class PatchedAnswers:
             end = len(prefix) + len(answer)
             token_ids[row, :end] = torch.tensor([*prefix, *answer])
             scored[row, len(prefix) : end] = True
-        token_ids, scored = token_ids.to(self.model.device), scored.to(self.model.device)
-        # Whatever pads a shorter answer comes after it, where nothing scored attends.
-        hidden = context.read(self.model.embed(token_ids))
-        predicted = self.model.logits(hidden[:, len(prefix) - 1 : -1]).log_softmax(dim=-1)
-        targets = token_ids[:, len(prefix) :]
-        per_token = predicted.gather(-1, targets[..., None])[..., 0].double()
-        return (per_token * scored[:, len(prefix) :]).sum(dim=1).cpu().numpy()
+        # Whatever pads a shorter answer comes after it, where nothing that is scored attends.
+        hidden = read_tokens(context, token_ids)
+        predicted = self.model.logits(hidden[:, len(prefix) - 1 : -1]).log_softmax(dim=-1).cpu()
+        per_token = predicted.gather(-1, token_ids[:, len(prefix) :, None])[..., 0]
+        return (per_token.double() * scored[:, len(prefix) :]).sum(dim=1).numpy()
 
     def _prefix_ids(self) -> list[int]:
         text_ids = self._plain_ids(self.answer_prefix)
