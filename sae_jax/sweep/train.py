@@ -1,7 +1,11 @@
 """Training a sweep: plan, train each group epoch by epoch, score its members."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from threading import Event
 from typing import Any
 
 import jax
@@ -9,12 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from sae_jax.checkpoints import (
+    GroupCheckpoints,
+    SweepCheckpoints,
+    fingerprint,
+    preemption_notice,
+)
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.data import ActivationData, DataSlice, slices_of
 from sae_jax.evaluate import evaluate_group
 from sae_jax.sweep.plan import Group, Plan, plan_sweep
 from sae_jax.sweep.result import Member, SweepResult
 from sae_jax.sweep.step import Hyperparameters, MemberState, init_group, train_epoch
+
+Slices = Mapping[DataSlice, np.ndarray]
 
 
 def train_sweep(
@@ -23,6 +35,7 @@ def train_sweep(
     val: ActivationData,
     train_config: TrainConfig | None = None,
     *,
+    checkpoint_dir: str | Path | None = None,
     data: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> SweepResult:
@@ -38,6 +51,10 @@ def train_sweep(
         selections, or a mapping from (layer, position) to arrays.
       val: validation activations, likewise.
       train_config: what the members share.
+      checkpoint_dir: where to keep checkpoints. If there are some of this sweep already,
+        training goes on from the last one and ends with the parameters, history and
+        metrics of an uninterrupted run. On SIGTERM the epoch in progress is finished and
+        saved, and the process exits with status 143.
       data: JSON values that say where the activations came from, kept with the result.
       progress: whether to show a progress bar.
 
@@ -45,47 +62,65 @@ def train_sweep(
       The trained members in the order of `configs`.
 
     Raises:
-      ValueError: if there are no members, activations are not finite float arrays `[n, D]`
-        of one width, or a member's data slice is not among them.
+      ValueError: if there are no members; activations are not finite float arrays `[n, D]`
+        of one width; a member's data slice is not among them, or does not fit memory; or
+        the checkpoints are of another sweep or of other data.
     """
     train_config = train_config or TrainConfig()
     train_slices, val_slices = slices_of(train, "train"), slices_of(val, "val")
     configs = _resolved(configs, train_slices, val_slices)
-    plan = plan_of(configs, train_slices, train_config)
+    plan = plan_sweep(configs, {key: x.shape for key, x in train_slices.items()}, train_config)
+    checkpoints = None
+    if checkpoint_dir is not None:
+        identity = _identity(configs, train_config, train_slices, val_slices)
+        checkpoints = SweepCheckpoints(checkpoint_dir, identity, plan)
+        plan = checkpoints.plan
     members: dict[int, Member] = {}
-    with tqdm(total=train_config.epochs * len(configs), unit="epoch", disable=not progress) as bar:
-        for group in plan.groups:
+    with (
+        tqdm(total=train_config.epochs * len(configs), unit="epoch", disable=not progress) as bar,
+        preemption_notice() if checkpoints else nullcontext() as preempted,
+    ):
+        for i, group in enumerate(plan.groups):
             bar.set_description(f"{len(group.members)} SAEs of d_sae <= {group.width}")
-            x_train, x_val = train_slices[group.data_slice], val_slices[group.data_slice]
-            group_configs = [configs[i] for i in group.members]
-            for i, member in zip(
-                group.members,
-                _train_group(group, group_configs, x_train, x_val, train_config, bar),
-                strict=True,
-            ):
-                members[i] = member
+            group_configs = [configs[member] for member in group.members]
+            with checkpoints.group(i) if checkpoints else nullcontext() as saved:
+                state, losses = _train_group(
+                    group,
+                    group_configs,
+                    train_slices[group.data_slice],
+                    train_config,
+                    saved,
+                    preempted,
+                    bar,
+                )
+            trained = _members(group_configs, state, losses, val_slices[group.data_slice])
+            members |= dict(zip(group.members, trained, strict=True))
     return SweepResult([members[i] for i in range(len(configs))], train_config, dict(data or {}))
 
 
-def plan_of(
-    configs: Sequence[SAEConfig], train_slices: Mapping[DataSlice, np.ndarray], config: TrainConfig
+def plan_for(
+    configs: Sequence[SAEConfig], train: ActivationData, train_config: TrainConfig | None = None
 ) -> Plan:
-    """The plan that `train_sweep` follows, for configs that name their slice."""
-    sizes = {key: (array.shape[0], array.shape[1]) for key, array in train_slices.items()}
-    return plan_sweep(configs, sizes, config)
+    """The plan that `train_sweep` would follow; print it to see groups, memory and work.
+
+    Raises:
+      ValueError: as `train_sweep` does.
+    """
+    slices = slices_of(train, "train")
+    configs = _resolved(configs, slices, slices)
+    sizes = {key: x.shape for key, x in slices.items()}
+    return plan_sweep(configs, sizes, train_config or TrainConfig())
 
 
 def _resolved(
-    configs: Sequence[SAEConfig],
-    train_slices: Mapping[DataSlice, np.ndarray],
-    val_slices: Mapping[DataSlice, np.ndarray],
+    configs: Sequence[SAEConfig], train_slices: Slices, val_slices: Slices
 ) -> list[SAEConfig]:
     """The configs, each naming a data slice that there is."""
     if not configs:
         raise ValueError("the sweep has no members; expected at least one SAEConfig")
     if train_slices.keys() != val_slices.keys():
         raise ValueError(f"train has slices {list(train_slices)}, val has {list(val_slices)}")
-    widths = {a.shape[1] for a in (*train_slices.values(), *val_slices.values())}
+    widths = {x.shape[1] for x in (*train_slices.values(), *val_slices.values())}
     if len(widths) > 1:
         raise ValueError(f"train and val have activations of widths {sorted(widths)}")
     if len(train_slices) == 1:
@@ -105,71 +140,93 @@ def _resolved(
     return list(configs)
 
 
+def _identity(
+    configs: Sequence[SAEConfig], train_config: TrainConfig, train: Slices, val: Slices
+) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued."""
+    return {
+        "configs": [dataclasses.asdict(config) for config in configs],
+        "train_config": dataclasses.asdict(train_config),
+        "train": {f"{layer}, {position}": fingerprint(x) for (layer, position), x in train.items()},
+        "val": {f"{layer}, {position}": fingerprint(x) for (layer, position), x in val.items()},
+    }
+
+
 def _train_group(
     group: Group,
     configs: Sequence[SAEConfig],
     x_train: np.ndarray,
-    x_val: np.ndarray,
     train_config: TrainConfig,
+    checkpoints: GroupCheckpoints | None,
+    preempted: Event | None,
     bar: tqdm,
-) -> Iterator[Member]:
-    hyper = Hyperparameters(
-        seed=jnp.array([c.seed for c in configs], jnp.uint32),
-        d_sae=jnp.array([c.d_sae for c in configs], jnp.int32),
-        k=jnp.array([c.k for c in configs], jnp.int32),
-        learning_rate=jnp.array([c.learning_rate for c in configs], jnp.float32),
-    )
+) -> tuple[MemberState, np.ndarray]:
+    """The trained state, leading axis M, and every step's losses, `[num_steps, M]`."""
+    hyper = _hyperparameters(configs)
     x = jnp.asarray(x_train)
     state = init_group(hyper, d_in=x.shape[1], width=group.width)
-    history: list[jax.Array] = []
-    for epoch in range(train_config.epochs):
-        state, losses = _epoch(state, hyper, x, epoch, train_config)
+    steps_per_epoch = -(-len(x) // train_config.batch_size)
+    history: list[np.ndarray | jax.Array] = []
+    first_epoch = 0
+    if checkpoints and (restored := checkpoints.restore(state, steps_per_epoch)):
+        first_epoch, history = restored.epochs, [restored.losses]
+        state = jax.tree.map(jnp.asarray, restored.state)
+        bar.update(first_epoch * len(configs))
+    for epoch in range(first_epoch, train_config.epochs):
+        state, losses = train_epoch(
+            state,
+            hyper,
+            x,
+            jnp.uint32(train_config.data_seed),
+            jnp.int32(epoch),
+            batch_size=train_config.batch_size,
+            dtype=train_config.compute_dtype,
+        )
         if history:
             # One epoch behind, so that the device never waits for the display.
             bar.set_postfix(loss=f"{np.median(np.asarray(history[-1])):.4g}", refresh=False)
-            bar.update(len(configs))
         history.append(losses)
-    step_losses = np.concatenate([np.asarray(losses) for losses in history])
-    bar.update(len(configs))
-    return _members(configs, state, hyper, step_losses, x_val)
+        if checkpoints:
+            stop = preempted is not None and preempted.is_set()
+            last = epoch + 1 == train_config.epochs
+            checkpoints.save(epoch + 1, state, _joined(history), wait=stop or last)
+            if stop and not last:
+                raise SystemExit(128 + signal.SIGTERM)
+        bar.update(len(configs))
+    return state, _joined(history)
 
 
-def _epoch(
-    state: MemberState,
-    hyper: Hyperparameters,
-    x: jax.Array,
-    epoch: int,
-    train_config: TrainConfig,
-) -> tuple[MemberState, jax.Array]:
-    return train_epoch(
-        state,
-        hyper,
-        x,
-        jnp.uint32(train_config.data_seed),
-        jnp.int32(epoch),
-        batch_size=train_config.batch_size,
-        dtype=train_config.compute_dtype,
+def _joined(history: Sequence[np.ndarray | jax.Array]) -> np.ndarray:
+    return np.concatenate([np.asarray(losses) for losses in history])
+
+
+def _hyperparameters(configs: Sequence[SAEConfig]) -> Hyperparameters:
+    return Hyperparameters(
+        seed=jnp.array([config.seed for config in configs], jnp.uint32),
+        d_sae=jnp.array([config.d_sae for config in configs], jnp.int32),
+        k=jnp.array([config.k for config in configs], jnp.int32),
+        learning_rate=jnp.array([config.learning_rate for config in configs], jnp.float32),
     )
 
 
 def _members(
-    configs: Sequence[SAEConfig],
-    state: MemberState,
-    hyper: Hyperparameters,
-    step_losses: np.ndarray,
-    x_val: np.ndarray,
-) -> Iterator[Member]:
+    configs: Sequence[SAEConfig], state: MemberState, losses: np.ndarray, x_val: np.ndarray
+) -> list[Member]:
+    hyper = _hyperparameters(configs)
     scores = evaluate_group(state.params, hyper.k, hyper.d_sae, x_val)
     stacked = jax.device_get(state.params)
+    members = []
     for i, (config, score) in enumerate(zip(configs, scores, strict=True)):
-        size = config.d_sae
         params = {
-            "w_enc": stacked["w_enc"][i, :, :size].copy(),
-            "b_enc": stacked["b_enc"][i, :size].copy(),
-            "w_dec": stacked["w_dec"][i, :size].copy(),
+            "w_enc": stacked["w_enc"][i, :, : config.d_sae].copy(),
+            "b_enc": stacked["b_enc"][i, : config.d_sae].copy(),
+            "w_dec": stacked["w_dec"][i, : config.d_sae].copy(),
             "b_dec": stacked["b_dec"][i].copy(),
         }
         scalars = {
             name: value for name, value in score.items() if not isinstance(value, np.ndarray)
         }
-        yield Member(config, params, scalars, np.asarray(score["firing_rate"]), step_losses[:, i])
+        members.append(
+            Member(config, params, scalars, np.asarray(score["firing_rate"]), losses[:, i].copy())
+        )
+    return members
