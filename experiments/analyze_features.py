@@ -17,6 +17,7 @@ the printed share of singletons, and the calibrated rate, before drawing conclus
 
 import csv
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -77,16 +78,15 @@ def main(argv: list[str]) -> None:
         "num_analyzed": len(records),
         "num_specialized": len(published),
         "num_specialized_calibrated": len(calibrated),
-        "summary": feature_summary(z, samples.problems),
+        "summary": without_nan(feature_summary(z, samples.problems)),
         "features": records,
         "swap_pairs": swap_pairs(records),
     }
     if _PROBE.value:
         properties, names = property_matrix(samples.problems)
         operations = properties[:, : len(OPERATIONS)]
-        analysis["probes"] = sparse_probing(
-            z, samples.activations, operations, names[: len(OPERATIONS)]
-        )
+        probes = sparse_probing(z, samples.activations, operations, names[: len(OPERATIONS)])
+        analysis["probes"] = [without_nan(probe) for probe in probes]
 
     folder = Path(_OUTPUT.value or Path(_SWEEP.value) / "features")
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
         f"_seed{config.seed}_ranks{_START_RANK.value}-{end_rank}"
     )
     paths = [folder / f"{name}.json", folder / f"{name}.csv"]
-    paths[0].write_text(json.dumps(analysis, indent=1), encoding="utf-8")
+    paths[0].write_text(json.dumps(analysis, indent=1, allow_nan=False), encoding="utf-8")
     write_csv(paths[1], records)
     print_summary(analysis, published if _RULE.value == "published" else calibrated)
     for path in paths:
@@ -128,6 +128,14 @@ def validation_samples(data: dict, config: sae_jax.SAEConfig):
     position = data["position"] if config.position is None else config.position
     selection = store.select(layer=layer, position=position)
     return selection.split(train_fraction=data["train_fraction"], seed=data["split_seed"]).val
+
+
+def without_nan(row: dict) -> dict:
+    """JSON has no NaN, which stands for what is undefined."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in row.items()
+    }
 
 
 def write_csv(path: Path, records: list[dict]) -> None:
@@ -172,7 +180,8 @@ def print_summary(analysis: dict, listed: list[dict]) -> None:
     ):
         print(
             f"  {rule:>10}: {count} specialized ({count / max(num_analyzed, 1):.1%}); over all "
-            f"alive latents {summary[f'{rule}_rate']:.1%}, shuffled {summary[f'{rule}_null']:.1%}"
+            f"alive latents {percent(summary[f'{rule}_rate'])}, "
+            f"shuffled {percent(summary[f'{rule}_null'])}"
         )
     kinds = Counter(record["taxonomy"]["type"] for record in analysis["features"])
     print("  taxonomy:", ", ".join(f"{kind} {count}" for kind, count in kinds.most_common()))
@@ -190,9 +199,19 @@ def print_summary(analysis: dict, listed: list[dict]) -> None:
     for row in analysis.get("probes", []):
         print(
             f"  {row['property']:>14} from {row['num_features']}: AUC "
-            f"{row['auc_latents']:.3f} latents, {row['auc_activations']:.3f} activations, "
-            f"{row['auc_permuted']:.3f} shuffled labels"
+            f"{auc(row['auc_latents'])} latents, {auc(row['auc_activations'])} activations, "
+            f"{auc(row['auc_permuted'])} shuffled labels"
         )
+
+
+def percent(share: float | None) -> str:
+    """A share, or a dash where it is undefined."""
+    return "-" if share is None else f"{share:.1%}"
+
+
+def auc(area: float | None) -> str:
+    """An area under the curve, or a dash where it is undefined."""
+    return "-" if area is None else f"{area:.3f}"
 
 
 if __name__ == "__main__":

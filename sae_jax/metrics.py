@@ -299,16 +299,6 @@ def explained_variance_dictionary_learning(sums: MetricSums) -> jax.Array:
     )
 
 
-def loss_recovered_fraction(ce_clean: float, ce_zero: float, ce_replaced: float) -> float:
-    """(CE_zero - CE_replaced) / (CE_zero - CE_clean), of cross-entropies of one text.
-
-    1 for a replacement as good as the activation itself, 0 for one no better than zero;
-    NaN where zeroing changes nothing.
-    """
-    lost = ce_zero - ce_clean
-    return (ce_zero - ce_replaced) / lost if lost else float("nan")
-
-
 def decoder_coherence(w_dec: jax.Array, alive: jax.Array) -> dict[str, jax.Array]:
     """How much decoder directions overlap.
 

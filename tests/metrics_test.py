@@ -191,10 +191,3 @@ def test_decoder_coherence_needs_two_alive_latents():
     got = metrics.decoder_coherence(jnp.eye(3), jnp.array([True, False, False]))
     assert np.isnan(got["decoder_coherence_max"])
     assert np.isnan(got["decoder_coherence_mean"])
-
-
-def test_loss_recovered_hand_computed():
-    assert metrics.loss_recovered_fraction(2.0, 4.0, 2.5) == 0.75
-    assert metrics.loss_recovered_fraction(2.0, 4.0, 2.0) == 1.0
-    assert metrics.loss_recovered_fraction(2.0, 4.0, 4.0) == 0.0
-    assert np.isnan(metrics.loss_recovered_fraction(2.0, 2.0, 2.5))

@@ -9,7 +9,12 @@ from transformers import AutoModelForCausalLM
 
 from sae_jax.extraction.continuous_thoughts import thought_activations
 from sae_jax.extraction.models import ThoughtTokens, load_model
-from sae_jax.extraction.patching import PatchedAnswers, causal_effect, loss_recovered
+from sae_jax.extraction.patching import (
+    PatchedAnswers,
+    causal_effect,
+    loss_recovered,
+    loss_recovered_fraction,
+)
 from sae_jax.extraction.problems import load_problems
 from sae_jax.store import Problem
 
@@ -129,6 +134,13 @@ def test_a_thought_that_nothing_reads_has_no_loss_to_recover(model):
     got = loss_recovered(answers, np.ones((3, D_IN), np.float32), np.ones(D_IN, np.float32))
     assert got["ce_zero"] == got["ce_clean"]
     assert np.isnan(got["loss_recovered"])
+
+
+def test_loss_recovered_hand_computed():
+    assert loss_recovered_fraction(2.0, 4.0, 2.5) == 0.75
+    assert loss_recovered_fraction(2.0, 4.0, 2.0) == 1.0
+    assert loss_recovered_fraction(2.0, 4.0, 4.0) == 0.0
+    assert np.isnan(loss_recovered_fraction(2.0, 2.0, 2.5))
 
 
 def test_causal_effect_is_the_change_of_log_probability(model):

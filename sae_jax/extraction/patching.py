@@ -16,7 +16,6 @@ import torch
 from sae_jax.extraction.answers import read_tokens
 from sae_jax.extraction.continuous_thoughts import NUM_POSITIONS, think
 from sae_jax.extraction.models import LanguageModel
-from sae_jax.metrics import loss_recovered_fraction
 from sae_jax.store import Problem
 
 ANSWER_PREFIX = "The answer is:"
@@ -173,6 +172,16 @@ def loss_recovered(
         "loss_recovered": loss_recovered_fraction(clean, zero, sae),
         "loss_recovered_mean": loss_recovered_fraction(clean, zero, mean),
     }
+
+
+def loss_recovered_fraction(ce_clean: float, ce_zero: float, ce_replaced: float) -> float:
+    """(CE_zero - CE_replaced) / (CE_zero - CE_clean), of cross-entropies of one text.
+
+    1 for a replacement as good as the activation itself, 0 for one no better than zero;
+    NaN where zeroing changes nothing.
+    """
+    lost = ce_zero - ce_clean
+    return (ce_zero - ce_replaced) / lost if lost else float("nan")
 
 
 def causal_effect(
