@@ -3,8 +3,11 @@
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any, Literal
+
+_MAX_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +30,18 @@ class SAEConfig:
     position: int | str | None = None
 
     def __post_init__(self) -> None:
+        _make_integers(self, "d_sae", "k", "seed")
         if self.d_sae < 1:
             raise ValueError(f"d_sae is {self.d_sae}; allowed is 1 or more")
         if not 1 <= self.k <= self.d_sae:
             raise ValueError(f"k is {self.k}; allowed is 1 to d_sae = {self.d_sae}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}; allowed is 0 to 2**32 - 1")
+        _check_seed("seed", self.seed)
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate is {self.learning_rate}; allowed is a positive number")
+        object.__setattr__(self, "learning_rate", float(self.learning_rate))
+        for name in ("layer", "position"):
+            if not isinstance(getattr(self, name), str | None):
+                _make_integers(self, name)
 
     @property
     def data_slice(self) -> tuple[int | None, int | str | None]:
@@ -68,6 +75,8 @@ class TrainConfig:
     memory_budget: int | None = None
 
     def __post_init__(self) -> None:
+        _make_integers(self, "epochs", "batch_size", "data_seed")
+        _check_seed("data_seed", self.data_seed)
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed is 1 or more")
@@ -81,6 +90,21 @@ class TrainConfig:
             raise ValueError(f"max_padding is {self.max_padding}; allowed is 0 up to below 1")
         if self.memory_budget is not None and self.memory_budget < 1:
             raise ValueError(f"memory_budget is {self.memory_budget}; allowed is 1 or more bytes")
+
+
+def _make_integers(config: Any, *names: str) -> None:
+    """Turns whatever counts as an integer, such as NumPy's, into Python's, which JSON can hold."""
+    for name in names:
+        value = getattr(config, name)
+        try:
+            object.__setattr__(config, name, operator.index(value))
+        except TypeError as error:
+            raise ValueError(f"{name} is {value!r}; allowed is an integer") from error
+
+
+def _check_seed(name: str, seed: int) -> None:
+    if not 0 <= seed <= _MAX_SEED:
+        raise ValueError(f"{name} is {seed}; allowed is 0 to 2**32 - 1")
 
 
 def grid(**values: Any) -> list[SAEConfig]:
