@@ -101,10 +101,10 @@ def test_centered_formats_keep_what_an_sae_computes(tmp_path, format, rule, cent
 
 def test_published_checkpoint_comes_back_bit_for_bit(tmp_path):
     sae = random_topk(d_in=8, d_sae=24, k=5)
-    formats.save(sae, tmp_path, format="published", metadata=METADATA)
-    assert [file.name for file in tmp_path.iterdir()] == ["pos3_layer14_d24_k5.pt"]
+    written = formats.save(sae, tmp_path, format="published", metadata=METADATA)
+    assert written == tmp_path / "pos3_layer14_d24_k5.pt"
     assert_same(formats.load(tmp_path), sae)
-    assert_same(formats.load(tmp_path / "pos3_layer14_d24_k5.pt"), sae)
+    assert_same(formats.load(written), sae)
     assert formats.load_metadata(tmp_path) == METADATA
 
 

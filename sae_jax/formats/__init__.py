@@ -71,7 +71,7 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
 
 def save(
     sae: SAE, folder: str | Path, *, format: str, metadata: Mapping[str, Any] | None = None
-) -> None:
+) -> Path:
     """Writes an SAE to a folder in one of the formats that `WRITABLE` names.
 
     What a format cannot say directly is rewritten exactly and noted in the written
@@ -84,12 +84,15 @@ def save(
       metadata: JSON values to keep beside the SAE. The published format needs `layer`
         and `position` among them.
 
+    Returns:
+      What to give to `load`: the folder, or the one file of the published format.
+
     Raises:
       ValueError: if the format is unknown or cannot hold the SAE, or a file exists.
     """
     if format not in _WRITERS:
         raise ValueError(f"format is {format!r}; allowed are {list(WRITABLE)}")
-    _WRITERS[format].save(sae, folder, metadata)
+    return _WRITERS[format].save(sae, folder, metadata)
 
 
 def _detect(path: Path) -> tuple[ModuleType, Path]:

@@ -21,13 +21,16 @@ _NAMES = ("encoder.weight", "encoder.bias", "decoder.weight", "b_dec")
 _NO_THRESHOLD = -1.0
 
 
-def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
     """Writes an SAE for `dictionary_learning.utils.load_dictionary`.
 
     Args:
       sae: a `TopKSAE` that does not normalize its input.
       folder: where the two files go; neither may exist.
       metadata: JSON values to keep in the config.
+
+    Returns:
+      The folder.
 
     Raises:
       ValueError: if a file exists, the metadata is not JSON, or the format cannot hold
@@ -57,6 +60,7 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
     files.absent(folder / WEIGHTS)
     files.write_json(config, folder / CONFIG)
     files.write_torch(state, folder / WEIGHTS)
+    return folder
 
 
 def load(folder: str | Path) -> TopKSAE:

@@ -21,13 +21,16 @@ _VERSION = 1
 _SHARED_KEYS = ("format", "version", "architecture", "center_input", "normalize_input", "metadata")
 
 
-def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
     """Writes an SAE to a folder, which is created where absent.
 
     Args:
       sae: a `TopKSAE` or a `JumpReLUSAE`.
       folder: where the two files go; neither may exist.
       metadata: JSON values to keep beside the SAE, such as its training config and metrics.
+
+    Returns:
+      The folder.
 
     Raises:
       ValueError: if a file exists, the metadata is not JSON, or the SAE is of another class.
@@ -48,6 +51,7 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
     files.absent(folder / WEIGHTS)
     files.write_json(config, folder / CONFIG)
     files.write_safetensors(arrays, folder / WEIGHTS)
+    return folder
 
 
 def load(folder: str | Path) -> TopKSAE | JumpReLUSAE:

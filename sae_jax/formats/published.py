@@ -18,7 +18,7 @@ _NAMES = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
 _OPTIONAL = ("metrics", "training_history", "metadata")
 
 
-def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
     """Writes an SAE as the experiment's own scripts do.
 
     Args:
@@ -26,6 +26,9 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
       folder: where the file goes; it may hold other SAEs.
       metadata: plain values, among them the integers `layer` and `position`, which the
         file's name calls for; `metrics` and `training_history` go where the scripts look.
+
+    Returns:
+      The file.
 
     Raises:
       ValueError: if the file exists, `layer` or `position` is missing, or the format
@@ -61,8 +64,9 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
         "training_history": rest.pop("training_history", {}),
         "metadata": rest,
     }
-    name = f"pos{position}_layer{layer}_d{sae.d_sae}_k{sae.k}.pt"
-    files.write_torch(content, folder / name)
+    path = folder / f"pos{position}_layer{layer}_d{sae.d_sae}_k{sae.k}.pt"
+    files.write_torch(content, path)
+    return path
 
 
 def load(path: str | Path) -> TopKSAE:

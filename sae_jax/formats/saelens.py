@@ -30,7 +30,7 @@ _DEFAULTS: dict[str, Any] = {
 _RULES: dict[str, Literal["abs", "relu"]] = {"topk": "relu", "abstopk": "abs"}
 
 
-def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
     """Writes an SAE for `sae_lens.SAE.load_from_disk`.
 
     Args:
@@ -38,6 +38,9 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
       folder: where the two files go; neither may exist.
       metadata: JSON values to keep among SAELens' own metadata, where `model_name` and
         `hook_name` have a meaning.
+
+    Returns:
+      The folder.
 
     Raises:
       ValueError: if a file exists, the metadata is not JSON or names an entry that is
@@ -72,6 +75,7 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
     files.absent(folder / WEIGHTS)
     files.write_json(config, folder / CONFIG)
     files.write_safetensors(weights, folder / WEIGHTS)
+    return folder
 
 
 def load(folder: str | Path) -> TopKSAE | JumpReLUSAE:

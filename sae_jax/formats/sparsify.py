@@ -25,13 +25,16 @@ _DEFAULTS = {
 }
 
 
-def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
     """Writes an SAE for `sparsify.SparseCoder.load_from_disk`.
 
     Args:
       sae: a `TopKSAE` that does not normalize its input.
       folder: where the two files go; neither may exist.
       metadata: JSON values to keep in the config.
+
+    Returns:
+      The folder.
 
     Raises:
       ValueError: if a file exists, the metadata is not JSON, or the format cannot hold
@@ -60,6 +63,7 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
     files.absent(folder / WEIGHTS)
     files.write_json(config, folder / CONFIG)
     files.write_safetensors(weights, folder / WEIGHTS)
+    return folder
 
 
 def load(folder: str | Path) -> TopKSAE:
