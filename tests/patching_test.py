@@ -25,6 +25,15 @@ PROBLEMS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_thread(request):
+    """Threads cost a tiny model more than they save, most of all on a busy machine."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(num_threads if "slow" in request.keywords else 1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_tiny_llama(tmp_path_factory.mktemp("tiny_llama"))
@@ -33,6 +42,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(folder):
     return load_model(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +68,8 @@ def activations_of(model, layer, position, feedback="soft"):
     return states[0, 0].numpy()
 
 
-def score_alone(folder, model, problem, layer, position, patch, feedback):
+def score_alone(reference, model, problem, layer, position, patch, feedback):
     """The specification as a plain loop: one problem, no cache, everything read again."""
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     embedding = reference.get_input_embeddings().weight
     tokens = model.thought_tokens
     prompt = model.prompt_ids(problem.question)
@@ -71,7 +84,7 @@ def score_alone(folder, model, problem, layer, position, patch, feedback):
 
     decoder = reference.model
     last = layer == NUM_LAYERS - 1
-    (decoder.norm if last else decoder.layers[layer]).register_forward_hook(replace)
+    handle = (decoder.norm if last else decoder.layers[layer]).register_forward_hook(replace)
     with torch.no_grad():
         for step in range(6 if tokens is None else 7):
             hidden = decoder(inputs_embeds=sequence[None]).last_hidden_state[0, -1]
@@ -87,6 +100,7 @@ def score_alone(folder, model, problem, layer, position, patch, feedback):
         answer = model.tokenizer(f" {problem.answer}", add_special_tokens=False)["input_ids"]
         sequence = torch.cat([sequence, embedding[torch.tensor([*prefix, *answer])]])
         log_probs = reference(inputs_embeds=sequence[None]).logits[0].log_softmax(dim=-1)
+    handle.remove()
     start = len(sequence) - len(answer) - 1
     return sum(log_probs[start + i, token].item() for i, token in enumerate(answer))
 
@@ -94,13 +108,15 @@ def score_alone(folder, model, problem, layer, position, patch, feedback):
 @pytest.mark.parametrize("layer", range(NUM_LAYERS))
 @pytest.mark.parametrize("kind", ["soft", "codi"])
 @pytest.mark.parametrize("patched", [False, True])
-def test_scores_equal_a_plain_loop(folder, model, codi, layer, kind, patched):
+def test_scores_equal_a_plain_loop(reference, model, codi, layer, kind, patched):
     language_model = model if kind == "soft" else codi
     patch = 10 * np.random.default_rng(0).normal(size=(3, D_IN)).astype(np.float32)
     answers = PatchedAnswers(language_model, PROBLEMS, layer, 2, feedback=kind, batch_size=2)
     got = answers.log_probability(patch if patched else None)
     expected = [
-        score_alone(folder, language_model, problem, layer, 2, patch[i] if patched else None, kind)
+        score_alone(
+            reference, language_model, problem, layer, 2, patch[i] if patched else None, kind
+        )
         for i, problem in enumerate(PROBLEMS)
     ]
     np.testing.assert_allclose(got, expected, rtol=2e-6)
