@@ -1,6 +1,6 @@
 """From what a user passes as data to arrays on the device and batches of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,13 +29,16 @@ def slices_of(data: ActivationData, name: str) -> dict[DataSlice, np.ndarray]:
       float32 arrays `[n, D]`, all of one D.
 
     Raises:
-      ValueError: if there is no slice, or an array is not 2-D, not floating, empty, not
-        finite, or of another width than the rest.
+      ValueError: if there is no slice, or the same one twice, or an array is not 2-D, not
+        floating, empty, not finite, or of another width than the rest.
     """
-    slices = {
-        data_slice: _checked(array, f"{name}{_of(data_slice)}")
-        for data_slice, array in _unchecked_slices(data).items()
-    }
+    slices: dict[DataSlice, np.ndarray] = {}
+    for data_slice, array in _unchecked_slices(data):
+        if not (isinstance(data_slice, tuple) and len(data_slice) == 2):
+            raise ValueError(f"{name} names a slice {data_slice!r}; expected (layer, position)")
+        if data_slice in slices:
+            raise ValueError(f"{name} holds{_of(data_slice).removeprefix(' of')} more than once")
+        slices[data_slice] = _checked(array, f"{name}{_of(data_slice)}")
     if not slices:
         raise ValueError(f"{name} holds no activations")
     widths = {array.shape[1] for array in slices.values()}
@@ -44,14 +47,15 @@ def slices_of(data: ActivationData, name: str) -> dict[DataSlice, np.ndarray]:
     return slices
 
 
-def _unchecked_slices(data: ActivationData) -> dict[DataSlice, Any]:
+def _unchecked_slices(data: ActivationData) -> Iterator[tuple[Any, Any]]:
     if isinstance(data, Mapping):
-        return dict(data)
-    if isinstance(data, Selection):
-        data = [data]
-    if isinstance(data, Sequence) and all(isinstance(part, Selection) for part in data):
-        return {(part.layer, part.position): part.activations for part in data}
-    return {(None, None): data}
+        yield from data.items()
+    elif isinstance(data, Selection):
+        yield (data.layer, data.position), data.activations
+    elif isinstance(data, Sequence) and all(isinstance(part, Selection) for part in data):
+        yield from (((part.layer, part.position), part.activations) for part in data)
+    else:
+        yield (None, None), data
 
 
 def _of(data_slice: DataSlice) -> str:
