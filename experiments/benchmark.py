@@ -1,0 +1,284 @@
+"""How fast does a sweep train, what does its cost grow with, and what do others take?
+
+    make bench                                         everything
+    python experiments/benchmark.py --sections=headline --output=runs/benchmark
+
+Each section prints a table and writes NAME.csv (and NAME.png where it shows growth) to
+--output. All contenders of a section see the same samples in one process; repeats are
+interleaved and medians reported, next to the speed of this machine's matrix products and
+memory in the same minutes. Contenders from other libraries take part where installed.
+
+    headline   4 members, d_sae 512, k 50, D 2048, all contenders
+    large      one member, d_sae 16384, k 64, D 576
+    members, d_sae, k, d_in, samples   growth along one axis
+    grid       the 14 members of the published experiment's open questions through
+               `train_sweep`, compilation and scores included, and the same as a loop
+    memory     peak memory of the headline's contenders, a process each
+
+About 25 minutes on 2 CPU cores; a section takes 1 to 4. On such a machine with AVX-512
+expect the headline at 1.5 times the PyTorch loop in float32 and 2 times in bfloat16.
+"""
+
+import csv
+import dataclasses
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import contenders
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from contenders import CONTENDERS, ENGINES, LOOPS, TORCH_LOOP, Contender, Workload
+
+import sae_jax
+
+HEADLINE = Workload()
+LARGE = Workload(members=1, d_sae=16384, k=64, d_in=576, num_samples=512)
+PUBLISHED_GRID = [
+    *sae_jax.grid(k=50, d_sae=(100, 150, 250, 512, 750, 1000)),
+    *sae_jax.grid(k=25, d_sae=512),
+    *sae_jax.grid(k=100, d_sae=(300, 512, 750)),
+    *sae_jax.grid(k=200, d_sae=(512, 1000)),
+    *sae_jax.grid(k=75, d_sae=(375, 512)),
+]
+GROWTH = {
+    "members": [
+        dataclasses.replace(HEADLINE, members=m, num_samples=1024) for m in (1, 2, 4, 8, 16, 32)
+    ],
+    "d_sae": [
+        dataclasses.replace(LARGE, d_sae=d) for d in (256, 1024, 2048, 4096, 8192, 16384, 32768)
+    ],
+    "k": [dataclasses.replace(HEADLINE, k=k) for k in (1, 10, 25, 50, 100, 200, 400)],
+    "d_in": [dataclasses.replace(HEADLINE, d_in=d) for d in (256, 576, 1024, 2048, 4096)],
+    "num_samples": [
+        dataclasses.replace(HEADLINE, members=1, num_samples=n) for n in (256, 1024, 4096, 16384)
+    ],
+}
+
+_SECTIONS = flags.DEFINE_multi_enum(
+    "sections",
+    ["headline", "large", *GROWTH, "grid", "memory"],
+    ["headline", "large", *GROWTH, "grid", "memory"],
+    "What to measure.",
+)
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Interleaved repeats; the median counts.")
+_GRID_EPOCHS = flags.DEFINE_integer("grid_epochs", 25, "Epochs of the grid by train_sweep.")
+_LOOP_EPOCHS = flags.DEFINE_integer(
+    "loop_epochs", 25, "Epochs of the grid by the PyTorch loop, scaled to --grid_epochs."
+)
+_ACTIVATIONS = flags.DEFINE_string(
+    "activations", None, "A .npy file [n, D] to train on where D is that width, not made-up data."
+)
+_OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "Folder for the results.")
+
+Row = dict[str, str | int | float]
+
+
+def main(argv: list[str]) -> None:
+    """Runs the sections that the flags name."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    output = Path(_OUTPUT.value)
+    output.mkdir(parents=True, exist_ok=True)
+    for section in _SECTIONS.value:
+        if section == "headline":
+            rows = compare(HEADLINE, CONTENDERS)
+        elif section == "large":
+            rows = compare(LARGE, CONTENDERS)
+        elif section == "grid":
+            rows = grid_rows()
+        elif section == "memory":
+            rows = memory_rows(HEADLINE) + memory_rows(LARGE)
+        else:
+            rows = [
+                row
+                for workload in GROWTH[section]
+                for row in compare(workload, growth_contenders(workload))
+            ]
+            plot_growth(rows, section, output / f"{section}.png")
+        print(f"\n{section}")
+        print_table(rows)
+        write_csv(rows, output / f"{section}.csv")
+
+
+def growth_contenders(workload: Workload) -> dict[str, Contender]:
+    """This engine and the loop: how others grow is not the question."""
+    return ENGINES | {TORCH_LOOP: LOOPS[TORCH_LOOP]}
+
+
+def samples(num_samples: int, d_in: int) -> np.ndarray:
+    """Real activations if there are of this width, else sparse mixtures of 2 D directions."""
+    if _ACTIVATIONS.value:
+        x = np.load(_ACTIVATIONS.value, mmap_mode="r", allow_pickle=False)
+        if x.shape[1] == d_in:
+            return np.resize(x, (num_samples, d_in)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    directions = rng.standard_normal((2 * d_in, d_in)) / np.sqrt(d_in)
+    # Some directions are common and most are rare, as in real activations.
+    active = rng.random((num_samples, 2 * d_in)) < 0.5 / np.arange(1, 2 * d_in + 1) ** 0.5
+    codes = active * rng.exponential(size=active.shape)
+    return (codes @ directions).astype(np.float32)
+
+
+def compare(workload: Workload, names: Mapping[str, Contender]) -> list[Row]:
+    """Times contenders, and this machine's ceilings, in turn; one row a contender."""
+    x = samples(workload.num_samples, workload.d_in)
+    runners = {name: prepare(workload, x) for name, prepare in names.items()}
+    ceilings = {"matmul": _matmul, "copy": _copy}
+    seconds = interleaved_medians(
+        {name: runner.run for name, runner in runners.items()} | ceilings, _REPEATS.value
+    )
+    peak = _MATMUL_FLOPS / seconds["matmul"]
+    bandwidth = _COPY_BYTES / seconds["copy"]
+    floor = workload.flops_per_member_step / peak + workload.optimizer_bytes / bandwidth
+    per_step = {name: seconds[name] / runner.member_steps for name, runner in runners.items()}
+    return [
+        dataclasses.asdict(workload)
+        | {
+            "contender": name,
+            "ms_per_member_step": 1e3 * per_step[name],
+            "speedup_over_loop": per_step[TORCH_LOOP] / per_step[name],
+            "gflops": workload.flops_per_member_step / per_step[name] / 1e9,
+            "share_of_matmul_peak": workload.flops_per_member_step / per_step[name] / peak,
+            "share_of_dense_floor": floor / per_step[name],
+            "compile_seconds": runner.compile_seconds,
+            "matmul_gflops": peak / 1e9,
+            "memory_gbytes_per_s": bandwidth / 1e9,
+        }
+        for name, runner in runners.items()
+    ]
+
+
+def interleaved_medians(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each run, after one that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+_MATMUL_FLOPS = 2 * 1024 * 2048 * 1024
+_COPY_BYTES = 2 * 4 * 2**26
+
+
+def _matmul() -> None:
+    _product(jnp.ones((1024, 2048)), jnp.ones((2048, 1024))).block_until_ready()
+
+
+def _copy() -> None:
+    global _buffer
+    _buffer = _increment(jnp.zeros(2**26) if _buffer is None else _buffer).block_until_ready()
+
+
+_buffer: jax.Array | None = None
+_product = jax.jit(jnp.dot)
+_increment = jax.jit(lambda a: a + 1, donate_argnums=0)
+
+
+def grid_rows() -> list[Row]:
+    """Wall clock of the published grid: one call of `train_sweep`, and a loop over members."""
+    x = samples(7473, HEADLINE.d_in)
+    train, val = x[:5978], x[5978:]
+    rows: list[Row] = []
+    for dtype in ("float32", "bfloat16"):
+        jax.clear_caches()
+        config = sae_jax.TrainConfig(epochs=_GRID_EPOCHS.value, compute_dtype=dtype)
+        start = time.perf_counter()
+        result = sae_jax.train_sweep(PUBLISHED_GRID, train, val, config, progress=False)
+        seconds = time.perf_counter() - start
+        variances = [member.metrics["explained_variance"] for member in result.members]
+        rows.append(_grid_row(f"sae_jax {dtype}", _GRID_EPOCHS.value, seconds, variances))
+    start = time.perf_counter()
+    for config in PUBLISHED_GRID:
+        workload = Workload(1, config.d_sae, config.k, HEADLINE.d_in, len(train))
+        runner = LOOPS[TORCH_LOOP](workload, train)
+        for _ in range(_LOOP_EPOCHS.value):
+            runner.run()
+    scaled = (time.perf_counter() - start) * _GRID_EPOCHS.value / _LOOP_EPOCHS.value
+    rows.append(_grid_row(TORCH_LOOP, _LOOP_EPOCHS.value, scaled, []))
+    for row in rows:
+        row["speedup_over_loop"] = scaled / float(row["seconds"])
+    return rows
+
+
+def _grid_row(name: str, epochs: int, seconds: float, variances: list[float]) -> Row:
+    return {
+        "contender": name,
+        "members": len(PUBLISHED_GRID),
+        "measured_epochs": epochs,
+        "seconds": seconds,
+        "mean_explained_variance": float(np.mean(variances)) if variances else float("nan"),
+    }
+
+
+def memory_rows(workload: Workload) -> list[Row]:
+    """Memory that each contender adds to its process, all libraries being imported."""
+    rows: list[Row] = []
+    context = multiprocessing.get_context("spawn")
+    for name in CONTENDERS:
+        with ProcessPoolExecutor(1, mp_context=context) as process:
+            added = process.submit(_added_memory, name, workload).result()
+        per_member = added / (workload.members if name in ENGINES else 1)
+        rows.append(
+            dataclasses.asdict(workload)
+            | {"contender": name, "peak_mib": added, "peak_mib_per_member": per_member}
+        )
+    return rows
+
+
+def _added_memory(name: str, workload: Workload) -> float:
+    """MiB between the peak before preparing and the peak after two epochs."""
+    x = np.ones((workload.num_samples, workload.d_in), np.float32)
+    x += np.random.default_rng(0).standard_normal(x.shape, np.float32)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    runner = contenders.CONTENDERS[name](workload, x)
+    for _ in range(2):
+        runner.run()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def print_table(rows: Iterable[Row]) -> None:
+    """Prints rows as a Markdown table."""
+    rows = list(rows)
+    print("| " + " | ".join(rows[0]) + " |")
+    print("|" + "---|" * len(rows[0]))
+    for row in rows:
+        cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values())
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """Writes rows as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def plot_growth(rows: list[Row], axis: str, path: Path) -> None:
+    """Draws milliseconds per member-step against one axis of the workload."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    plot = figure.add_subplot(xscale="log", yscale="log", xlabel=axis, ylabel="ms per member-step")
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        points = [
+            (row[axis], row["ms_per_member_step"]) for row in rows if row["contender"] == name
+        ]
+        plot.plot(*zip(*points, strict=True), marker="o", label=name)
+    plot.grid(alpha=0.3, which="both")
+    plot.legend()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    app.run(main)

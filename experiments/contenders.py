@@ -1,0 +1,200 @@
+"""What the benchmark compares: this engine and the PyTorch trainers that people use today.
+
+Each contender takes a workload and samples, prepares, and returns a `Runner`, whose `run`
+trains one epoch and returns when it has been computed.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from sae_jax.sae import init_params
+from sae_jax.sweep.step import Hyperparameters, init_group, train_epoch
+
+# The loop that the tests hold the engine to is the one that it is measured against.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+import torch_reference  # noqa: E402
+
+LEARNING_RATE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What is trained: members of one size on `[num_samples, d_in]` activations."""
+
+    members: int = 4
+    d_sae: int = 512
+    k: int = 50
+    d_in: int = 2048
+    num_samples: int = 2048
+    batch_size: int = 256
+
+    @property
+    def num_steps(self) -> int:
+        """Of one epoch, the last and smaller batch included."""
+        return -(-self.num_samples // self.batch_size)
+
+    @property
+    def flops_per_member_step(self) -> int:
+        """Of the five dense products of a step: two forward, three backward."""
+        return 10 * self.batch_size * self.d_in * self.d_sae
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Memory traffic of Adam: parameter, gradient, two moments in; all but one out."""
+        return 7 * 4 * (2 * self.d_in * self.d_sae + self.d_sae + self.d_in)
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """One contender, ready to run.
+
+    Attributes:
+      run: trains one epoch.
+      member_steps: how many steps of one SAE that is.
+      compile_seconds: what preparing the program took.
+    """
+
+    run: Callable[[], None]
+    member_steps: int
+    compile_seconds: float = 0.0
+
+
+Contender = Callable[[Workload, np.ndarray], Runner]
+
+
+def engine(dtype: str) -> Contender:
+    """The train step of `sae_jax` for all members at once."""
+
+    def prepare(workload: Workload, x: np.ndarray) -> Runner:
+        members = workload.members
+        hyper = Hyperparameters(
+            seed=jnp.arange(members, dtype=jnp.uint32),
+            d_sae=jnp.full(members, workload.d_sae, jnp.int32),
+            k=jnp.full(members, workload.k, jnp.int32),
+            learning_rate=jnp.full(members, LEARNING_RATE, jnp.float32),
+        )
+        state = init_group(hyper, d_in=workload.d_in, width=workload.d_sae)
+        arguments = (hyper, jnp.asarray(x), jnp.uint32(0), jnp.int32(0))
+        start = time.perf_counter()
+        epoch = train_epoch.lower(
+            state, *arguments, batch_size=workload.batch_size, dtype=dtype
+        ).compile()
+        compile_seconds = time.perf_counter() - start
+
+        def run() -> None:
+            nonlocal state
+            state, losses = epoch(state, *arguments)
+            losses.block_until_ready()
+
+        return Runner(run, workload.num_steps * members, compile_seconds)
+
+    return prepare
+
+
+def torch_loop(*, fused: bool) -> Contender:
+    """A lean PyTorch loop of the published recipe."""
+
+    def prepare(workload: Workload, x: np.ndarray) -> Runner:
+        params = init_params(jax.random.key(0), workload.d_in, workload.d_sae, workload.d_sae)
+        sae = torch_reference.TorchTopKSAE(jax.device_get(params), workload.k)
+        optimizer = torch_reference.adam(sae, LEARNING_RATE, fused=fused)
+        return _looped(lambda batch: torch_reference.step(sae, optimizer, batch), workload, x)
+
+    return prepare
+
+
+def sae_lens(workload: Workload, x: np.ndarray) -> Runner:
+    """SAELens' TopK trainer with its defaults."""
+    from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.config import SAETrainerConfig
+
+    config = TopKTrainingSAEConfig(d_in=workload.d_in, d_sae=workload.d_sae, k=workload.k)
+    trainer_config = SAETrainerConfig(
+        total_training_samples=10**9,
+        train_batch_size_samples=workload.batch_size,
+        lr=LEARNING_RATE,
+        lr_end=LEARNING_RATE,
+    )
+    trainer = SAETrainer(trainer_config, TopKTrainingSAE(config), iter(()))
+    return _looped(trainer.step, workload, x)
+
+
+def dictionary_learning(workload: Workload, x: np.ndarray) -> Runner:
+    """dictionary_learning's TopK trainer with its defaults."""
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    trainer = TopKTrainer(
+        steps=10**6,
+        activation_dim=workload.d_in,
+        dict_size=workload.d_sae,
+        k=workload.k,
+        layer=0,
+        lm_name="none",
+        lr=LEARNING_RATE,
+        device="cpu",
+    )
+    num_done = 0
+
+    def step(batch: torch.Tensor) -> None:
+        nonlocal num_done
+        trainer.update(num_done, batch)
+        num_done += 1
+
+    return _looped(step, workload, x)
+
+
+def sparsify(workload: Workload, x: np.ndarray) -> Runner:
+    """sparsify's SparseCoder with Adam, stepped as its trainer does."""
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    config = SparseCoderConfig(num_latents=workload.d_sae, k=workload.k)
+    coder = SparseCoder(workload.d_in, config)
+    optimizer = torch.optim.Adam(coder.parameters(), lr=LEARNING_RATE)
+
+    def step(batch: torch.Tensor) -> None:
+        coder.set_decoder_norm_to_unit_norm()
+        coder(batch).fvu.backward()
+        coder.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return _looped(step, workload, x)
+
+
+def _looped(step: Callable[[torch.Tensor], object], workload: Workload, x: np.ndarray) -> Runner:
+    samples = torch.tensor(x)
+
+    def run() -> None:
+        for rows in torch.randperm(len(samples)).split(workload.batch_size):
+            step(samples[rows])
+
+    return Runner(run, workload.num_steps)
+
+
+TORCH_LOOP = "PyTorch loop"
+ENGINES: dict[str, Contender] = {
+    "sae_jax float32": engine("float32"),
+    "sae_jax bfloat16": engine("bfloat16"),
+}
+LOOPS: dict[str, Contender] = {
+    TORCH_LOOP: torch_loop(fused=False),
+    "PyTorch loop, fused Adam": torch_loop(fused=True),
+}
+_LIBRARIES = {
+    "SAELens": ("sae_lens", sae_lens),
+    "dictionary_learning": ("dictionary_learning", dictionary_learning),
+    "sparsify": ("sparsify", sparsify),
+}
+LIBRARIES: dict[str, Contender] = {
+    name: contender for name, (package, contender) in _LIBRARIES.items() if find_spec(package)
+}
+CONTENDERS = ENGINES | LOOPS | LIBRARIES
