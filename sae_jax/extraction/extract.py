@@ -68,6 +68,8 @@ def extract(
         holds something else.
     """
     layers, positions = tuple(layers), tuple(positions)
+    if not (problems and layers and positions):
+        raise ValueError("an extraction needs at least one problem, one layer and one position")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     _check(model, layers, positions, feedback)
