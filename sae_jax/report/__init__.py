@@ -1,0 +1,1 @@
+"""Tables and figures of a scored sweep; matplotlib is loaded here alone."""
