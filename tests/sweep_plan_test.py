@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_jax import SAEConfig, TrainConfig, grid
+from sae_jax.sweep.plan import plan_sweep
+from sae_jax.sweep.train import plan_for
+
+SLICE = (14, 3)
+SIZES = {SLICE: (5978, 2048)}
+MIB = 2**20
+
+
+def members(*sizes, layer=14, position=3):
+    return [SAEConfig(d_sae=d, k=1, layer=layer, position=position) for d in sizes]
+
+
+def widths_and_members(plan):
+    return [(group.width, group.members) for group in plan.groups]
+
+
+def test_equal_sizes_make_one_group():
+    plan = plan_sweep(members(512, 512, 512), SIZES, TrainConfig(max_padding=0.0))
+    assert widths_and_members(plan) == [(512, (0, 1, 2))]
+    assert plan.groups[0].padding == 0.0
+
+
+def test_no_padding_allowed_makes_a_group_a_size():
+    plan = plan_sweep(members(250, 512, 250, 100), SIZES, TrainConfig(max_padding=0.0))
+    assert widths_and_members(plan) == [(512, (1,)), (250, (0, 2)), (100, (3,))]
+
+
+def test_padding_share_by_hand():
+    # 512 + 480 + 250 = 1242 of 3 * 512 = 1536: 19.1 % is padding; 512 + 480 alone, 3.1 %.
+    loose = plan_sweep(members(512, 480, 250), SIZES, TrainConfig(max_padding=0.2))
+    assert widths_and_members(loose) == [(512, (0, 1, 2))]
+    assert loose.groups[0].padding == pytest.approx(1 - 1242 / 1536)
+    tight = plan_sweep(members(512, 480, 250), SIZES, TrainConfig(max_padding=0.19))
+    assert widths_and_members(tight) == [(512, (0, 1)), (250, (2,))]
+
+
+def test_flops_are_ten_for_each_sample_dimension_and_latent():
+    (group,) = plan_sweep(members(500, 512), SIZES, TrainConfig(max_padding=0.2)).groups
+    assert group.flops_per_step == 10 * 256 * 2048 * 512 * 2
+
+
+def test_slices_are_never_mixed():
+    configs = members(512, 512) + members(512, layer=15) + members(512, position=0)
+    sizes = {(14, 3): (100, 64), (15, 3): (100, 64), (14, 0): (100, 64)}
+    plan = plan_sweep(configs, sizes, TrainConfig(max_padding=0.5))
+    assert [(g.data_slice, g.members) for g in plan.groups] == [
+        ((14, 3), (0, 1)),
+        ((15, 3), (2,)),
+        ((14, 0), (3,)),
+    ]
+
+
+def test_memory_budget_cuts_a_sweep_into_groups():
+    configs = members(*[512] * 10)
+    (whole,) = plan_sweep(configs, SIZES, TrainConfig()).groups
+    params = 2 * 2048 * 512 + 512 + 2048
+    data = 5978 * 2048
+    # At the least: parameters, two moments and gradients of all, and the samples.
+    assert whole.num_bytes > 4 * (4 * 10 * params + data)
+    assert whole.num_bytes < 4 * (8 * 10 * params + 2 * data)
+
+    budget = whole.num_bytes // 2
+    plan = plan_sweep(configs, SIZES, TrainConfig(memory_budget=budget))
+    assert len(plan.groups) > 1
+    assert all(group.num_bytes <= budget for group in plan.groups)
+    assert sorted(i for group in plan.groups for i in group.members) == list(range(10))
+
+
+def test_a_member_that_does_not_fit_is_named_with_its_need():
+    with pytest.raises(
+        ValueError, match=r"a member of d_sae 512 needs about [\d,]+ bytes; memory_budget is 1,048"
+    ):
+        plan_sweep(members(512), SIZES, TrainConfig(memory_budget=MIB))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 600), st.sampled_from([0, 3])), min_size=1, max_size=20),
+    st.floats(0, 0.9),
+    st.integers(30, 200),
+)
+def test_every_member_is_planned_once_within_the_limits(sizes, max_padding, budget_mib):
+    configs = [SAEConfig(d_sae=d, k=1, layer=14, position=p) for d, p in sizes]
+    data_sizes = {(14, 0): (500, 512), (14, 3): (500, 512)}
+    train_config = TrainConfig(max_padding=max_padding, memory_budget=budget_mib * MIB)
+    plan = plan_sweep(configs, data_sizes, train_config)
+    assert sorted(i for group in plan.groups for i in group.members) == list(range(len(configs)))
+    for group in plan.groups:
+        d_sae = np.array([configs[i].d_sae for i in group.members])
+        assert group.width == d_sae.max()
+        assert group.padding == pytest.approx(1 - d_sae.sum() / (group.width * len(d_sae)))
+        assert group.padding <= max_padding + 1e-9
+        assert group.num_bytes <= budget_mib * MIB
+        assert {configs[i].data_slice for i in group.members} == {group.data_slice}
+    assert plan == plan_sweep(configs, data_sizes, train_config)
+
+
+def test_the_published_grid_wastes_little_by_default():
+    sizes = (100, 150, 250, 300, 375, 512, 750, 1000)
+    plan = plan_sweep(members(*sizes * 2), SIZES, TrainConfig())
+    assert all(group.padding <= 0.5 for group in plan.groups)
+    assert sorted(i for group in plan.groups for i in group.members) == list(range(16))
+
+
+def test_plan_prints_as_a_table_before_training():
+    x = np.random.default_rng(0).normal(size=(100, 64)).astype(np.float32)
+    plan = plan_for(grid(d_sae=(64, 32), k=4, seed=range(3)), x, TrainConfig(max_padding=0.0))
+    header, *rows = str(plan).splitlines()
+    assert header.split()[:4] == ["group", "members", "width", "layer"]
+    assert [row.split()[:5] for row in rows] == [
+        ["0", "3", "64", "-", "-"],
+        ["1", "3", "32", "-", "-"],
+    ]
