@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,7 +18,11 @@ MANIFEST_NAME = "sweep.json"
 ARRAYS_NAME = "arrays.npz"
 MEMBERS_NAME = "members"
 
+_FORMAT = "sae_jax_sweep"
 _FORMAT_VERSION = 1
+
+# What reading raises, of files that are missing, cut off, or hold something else.
+_DAMAGES = (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,10 +112,13 @@ class SweepResult:
         reads without the rest.
 
         Raises:
-          ValueError: if the folder holds something already and `overwrite` is not set.
+          ValueError: if the folder holds something already and `overwrite` is not set, or
+            it holds something else than a sweep.
         """
         folder = Path(folder)
         check_free(folder, overwrite)
+        if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
+            raise ValueError(f"{folder} holds no sweep, and nothing else is overwritten")
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -122,7 +130,7 @@ class SweepResult:
             arrays[f"firing_rate_{i:05d}"] = member.firing_rate
         np.savez(partial / ARRAYS_NAME, allow_pickle=False, **arrays)
         manifest = {
-            "format": "sae_jax_sweep",
+            "format": _FORMAT,
             "version": _FORMAT_VERSION,
             "train_config": dataclasses.asdict(self.train_config),
             "data": dict(self.data),
@@ -141,7 +149,8 @@ class SweepResult:
         """Reads what `save` wrote.
 
         Raises:
-          ValueError: if there is no sweep in the folder, or a part of it is missing.
+          ValueError: if there is no sweep in the folder, or a part of it is missing or
+            damaged.
         """
         folder = Path(folder)
         path = folder / MANIFEST_NAME
@@ -149,32 +158,48 @@ class SweepResult:
             raise ValueError(f"no sweep in {folder}: {MANIFEST_NAME} is missing")
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
+            found = manifest["format"], manifest["version"]
+            if found != (_FORMAT, _FORMAT_VERSION):
+                raise ValueError(f"{path} is {found}; this reads {(_FORMAT, _FORMAT_VERSION)}")
             train_config = TrainConfig(**manifest["train_config"])
-            entries = [(SAEConfig(**m["config"]), m["metrics"]) for m in manifest["members"]]
             with np.load(folder / ARRAYS_NAME, allow_pickle=False) as arrays:
-                histories = [
-                    (arrays[f"losses_{i:05d}"], arrays[f"firing_rate_{i:05d}"])
-                    for i in range(len(entries))
+                members = [
+                    _read_member(folder / MEMBERS_NAME, i, entry, arrays)
+                    for i, entry in enumerate(manifest["members"])
                 ]
-        except (KeyError, TypeError, OSError, json.JSONDecodeError) as error:
+            return cls(members, train_config, dict(manifest["data"]))
+        except _DAMAGES as error:
             raise ValueError(f"the sweep in {folder} is damaged: {error!r}") from error
-        members = []
-        for i, ((config, metrics), (losses, firing_rate)) in enumerate(
-            zip(entries, histories, strict=True)
-        ):
-            sae = native.load(folder / MEMBERS_NAME / f"{i:05d}")
-            params = {name: np.asarray(array) for name, array in sae.params.items()}
-            scalars = {name: np.nan if value is None else value for name, value in metrics.items()}
-            members.append(Member(config, params, scalars, firing_rate, losses))
-        return cls(members, train_config, manifest["data"])
+
+
+def _read_member(
+    folder: Path, i: int, entry: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> Member:
+    config = SAEConfig(**entry["config"])
+    metrics = {name: np.nan if value is None else value for name, value in entry["metrics"].items()}
+    sae = native.load(folder / f"{i:05d}")
+    if not isinstance(sae, TopKSAE) or (sae.d_sae, sae.k) != (config.d_sae, config.k):
+        raise ValueError(f"member {i} is {sae}; its config is {config}")
+    params = {name: np.asarray(array) for name, array in sae.params.items()}
+    losses, firing_rate = arrays[f"losses_{i:05d}"], arrays[f"firing_rate_{i:05d}"]
+    if losses.ndim != 1 or firing_rate.shape != (config.d_sae,):
+        raise ValueError(
+            f"member {i} has losses {losses.shape} and firing rates {firing_rate.shape};"
+            f" expected [num_steps] and ({config.d_sae},)"
+        )
+    return Member(config, params, metrics, firing_rate, losses)
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """Refuses a folder that holds something, unless it may be replaced."""
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
+    """Refuses a file, and a folder that holds something, unless it may be replaced."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; expected a folder, or nothing there")
+    found = sorted(path.name for path in folder.iterdir())
+    if found and not overwrite:
         raise ValueError(
-            f"{folder} already holds {sorted(p.name for p in folder.iterdir())[:5]}; choose another"
-            " folder, or overwrite it"
+            f"{folder} already holds {found[:5]}; choose another folder, or overwrite it"
         )
 
 
