@@ -1,12 +1,9 @@
-"""What every test runs under, and what several of them need."""
+"""What several tests need."""
 
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-
-jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

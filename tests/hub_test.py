@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub.utils import filter_repo_objects
 from random_saes import random_jumprelu, random_topk, samples
 
 from sae_jax import formats, hub
@@ -98,7 +99,9 @@ def test_download_asks_for_the_folder_and_the_revision(tmp_path, monkeypatch):
     assert asked["repo_id"] == "someone/tiny-sae"
     assert asked["revision"] == "v1"
     assert "layers/14/*.safetensors" in asked["allow_patterns"]
-    assert all(pattern.startswith("layers/14/") for pattern in asked["allow_patterns"])
+    patterns = {name: asked[name] for name in ("allow_patterns", "ignore_patterns")}
+    offered = ["cfg.json", "layers/13/cfg.json", "layers/14/cfg.json", "layers/14/a/cfg.json"]
+    assert list(filter_repo_objects(offered, **patterns)) == ["layers/14/cfg.json"]
 
 
 def test_several_saes_in_one_repository(remote):
