@@ -49,7 +49,7 @@ def summarize(values: Sequence[float] | np.ndarray, *, confidence: float = CONFI
     if array.size == 1:
         return Summary(mean, np.nan, np.nan, np.nan, 1)
     sd = float(array.std(ddof=1))
-    reach = stats.t.ppf((1 + confidence) / 2, array.size - 1) * sd / np.sqrt(array.size)
+    reach = float(stats.t.ppf((1 + confidence) / 2, array.size - 1)) * sd / array.size**0.5
     return Summary(mean, sd, mean - reach, mean + reach, array.size)
 
 

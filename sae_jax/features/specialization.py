@@ -161,7 +161,9 @@ def calibrated_specialization(
       fires: which latent fires on which sample, bool `[n, F]`, dense or sparse.
       properties: which sample has which property, bool `[n, P]`.
       q: false discovery rate.
-      min_lift: least P(property | fires) / P(property) of a specialized latent.
+      min_lift: least P(property | fires) / P(property) of a specialized latent. No latent
+        can reach it for a property of more than 1 / min_lift of the samples, such as
+        multiplication on GSM8K (72 %).
       min_support: least number of samples that it fires on.
 
     Raises:
