@@ -104,7 +104,8 @@ def run() -> None:
     for row in rows:
         print(
             f"layer {row['layer']} position {row['position']} d_sae {row['d_sae']:5d}"
-            f" k {row['k']:3d} seed {row['seed']}: EV {row['explained_variance']:.2%}, fvu {row['fvu']:.2%}, dead"
+            f" k {row['k']:3d} seed {row['seed']}: EV {row['explained_variance']:.2%},"
+            f" fvu {row['fvu']:.2%}, dead"
             f" {row['dead_fraction']:.1%}, specialized {row['published_rate']:.1%} (published rule,"
             f" {row['num_singletons']} latents fire once),"
             f" {row['calibrated_rate_supported']:.1%} (calibrated)"
