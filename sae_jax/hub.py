@@ -94,10 +94,14 @@ def from_pretrained(
     root = Path(source)
     if not root.is_dir():
         prefix = f"{folder}/" if folder else ""
-        patterns = [f"{prefix}*.{suffix}" for suffix in _SUFFIXES]
-        root = Path(
-            snapshot_download(str(source), revision=revision, allow_patterns=patterns, token=token)
+        snapshot = snapshot_download(
+            str(source),
+            revision=revision,
+            allow_patterns=[f"{prefix}*.{suffix}" for suffix in _SUFFIXES],
+            ignore_patterns=[f"{prefix}*/*"],  # A star matches slashes too.
+            token=token,
         )
+        root = Path(snapshot)
     return formats.load(root / folder)
 
 

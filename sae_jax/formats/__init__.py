@@ -20,13 +20,13 @@ from typing import Any
 
 from sae_jax.formats import (
     dictionary_learning,
-    files,
     gemma_scope,
     native,
     openai,
     published,
     saelens,
     sparsify,
+    torch_files,
 )
 from sae_jax.sae import SAE, JumpReLUSAE, TopKSAE
 
@@ -122,7 +122,7 @@ def _module_of_file(path: Path) -> ModuleType:
         return gemma_scope
     if path.suffix != ".pt":
         raise ValueError(f"{path} is neither a .pt nor an .npz file; name the folder that it is in")
-    content = files.read_torch(path)
+    content = torch_files.read(path)
     for module in (published, openai):
         if module.MARK in content:
             return module

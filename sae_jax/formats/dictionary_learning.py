@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_jax.formats import fields, files, rewriting
+from sae_jax.formats import fields, files, rewriting, torch_files
 from sae_jax.sae import SAE, TopKSAE
 
 WEIGHTS = "ae.pt"
@@ -59,7 +59,7 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
     }
     files.absent(folder / WEIGHTS)
     files.write_json(config, folder / CONFIG)
-    files.write_torch(state, folder / WEIGHTS)
+    torch_files.write(state, folder / WEIGHTS)
     return folder
 
 
@@ -78,12 +78,12 @@ def load(folder: str | Path) -> TopKSAE:
     trainer = fields.mapping(config, "trainer", path)
     fields.choice(trainer, "dict_class", ("AutoEncoderTopK",), path)
 
-    state = files.read_torch(folder / WEIGHTS)
+    state = torch_files.read(folder / WEIGHTS)
     state.pop("threshold", None)
     files.check_names(state, (*_NAMES, "k"), folder / WEIGHTS)
-    k = files.integer_from_tensor(state.pop("k"), f"k in {folder / WEIGHTS}")
+    k = torch_files.to_integer(state.pop("k"), f"k in {folder / WEIGHTS}")
     fields.equal(trainer, "k", k, path)
-    weights = files.from_tensors(state, folder / WEIGHTS)
+    weights = torch_files.to_arrays(state, folder / WEIGHTS)
     params = {
         "w_enc": weights["encoder.weight"].T,
         "b_enc": weights["encoder.bias"],

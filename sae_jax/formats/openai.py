@@ -6,7 +6,7 @@ input of a TopK SAE by each sample's mean and deviation, and of no other.
 
 from pathlib import Path
 
-from sae_jax.formats import fields, files
+from sae_jax.formats import fields, files, torch_files
 from sae_jax.sae import TopKSAE
 
 MARK = "pre_bias"
@@ -24,7 +24,7 @@ def load(path: str | Path) -> TopKSAE:
         than a top-k followed by a ReLU.
     """
     path = Path(path)
-    state = {"activation": "TopK"} | files.read_torch(path)
+    state = {"activation": "TopK"} | torch_files.read(path)
     fields.choice(state, "activation", ("TopK",), path)
     activation = {"postact_fn": "ReLU"} | fields.mapping(state, "activation_state_dict", path)
     fields.choice(activation, "postact_fn", ("ReLU",), path)
@@ -32,7 +32,7 @@ def load(path: str | Path) -> TopKSAE:
     others = ("activation", "activation_state_dict", *_STATISTICS)
     state = {name: entry for name, entry in state.items() if name not in others}
     files.check_names(state, _NAMES, path)
-    weights = files.from_tensors(state, path)
+    weights = torch_files.to_arrays(state, path)
     params = {
         "w_enc": weights["encoder.weight"].T,
         "b_enc": weights["latent_bias"],

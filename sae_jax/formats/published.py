@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_jax.formats import fields, files, rewriting
+from sae_jax.formats import fields, files, rewriting, torch_files
 from sae_jax.sae import SAE, TopKSAE
 
 MARK = "model_state_dict"
@@ -65,7 +65,7 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
         "metadata": rest,
     }
     path = folder / f"pos{position}_layer{layer}_d{sae.d_sae}_k{sae.k}.pt"
-    files.write_torch(content, path)
+    torch_files.write(content, path)
     return path
 
 
@@ -76,11 +76,11 @@ def load(path: str | Path) -> TopKSAE:
       ValueError: if the file is missing or damaged, or holds something else than expected.
     """
     path = Path(path)
-    checkpoint = files.read_torch(path)
+    checkpoint = torch_files.read(path)
     config = fields.mapping(checkpoint, "config", path)
     state = fields.mapping(checkpoint, MARK, path)
     files.check_names(state, _NAMES, path)
-    weights = files.from_tensors(state, path)
+    weights = torch_files.to_arrays(state, path)
     params = {
         "w_enc": weights["encoder.weight"].T,
         "b_enc": weights["encoder.bias"],
@@ -100,7 +100,7 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
       ValueError: if the file is missing or damaged, or holds other than plain values.
     """
     path = Path(path)
-    checkpoint = files.read_torch(path)
+    checkpoint = torch_files.read(path)
     config = fields.mapping(checkpoint, "config", path)
     found = {name: fields.integer(config, name, path, minimum=0) for name in ("layer", "position")}
     parts = {name: checkpoint[name] for name in _OPTIONAL if checkpoint.get(name)}
