@@ -1,0 +1,289 @@
+"""What `train_sweep` promises: against PyTorch, against recorded results, and of members."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from metrics_test import oracle
+from random_saes import forward
+from sweep_step_test import batches, samples
+from torch_reference import train as train_in_torch
+
+from sae_jax import SAEConfig, TrainConfig, grid, train_sweep
+from sae_jax.sae import init_params
+from sae_jax.store import Problem
+from sae_jax.store_writer import write_store
+
+# EV [%], MSE and dead [%] of one seed in PyTorch, from the README beside the activations.
+RECORDED = {
+    (250, 50): (95.31, 16.32, 26.0),
+    (512, 50): (95.71, 14.94, 45.5),
+    (512, 75): (96.42, 12.48, 13.3),
+    (512, 100): (96.91, 10.78, 1.2),
+    (512, 200): (97.91, 7.29, 0.0),
+    (1000, 50): (95.84, 14.50, 57.0),
+}
+
+
+def top_k(k):
+    """Keeps the k largest magnitudes of each row of a float64 array."""
+
+    def keep(pre):
+        z = np.zeros_like(pre)
+        kept = np.argsort(-np.abs(pre), axis=1, kind="stable")[:, :k]
+        np.put_along_axis(z, kept, np.take_along_axis(pre, kept, 1), 1)
+        return z
+
+    return keep
+
+
+def quietly(configs, train, val, **fields):
+    return train_sweep(configs, train, val, TrainConfig(**fields), progress=False)
+
+
+@pytest.fixture(scope="module")
+def split():
+    x = samples(400, d_in=24)
+    return x[:330], x[330:]
+
+
+@pytest.fixture(scope="module")
+def mixed(split):
+    """Members of several sizes, k, seeds and learning rates, in one group but the last."""
+    configs = [
+        SAEConfig(40, 8, seed=0),
+        SAEConfig(33, 4, seed=1),
+        SAEConfig(40, 40, seed=2, learning_rate=3e-3),
+        SAEConfig(33, 1, seed=0),
+        SAEConfig(10, 3, seed=4),
+    ]
+    return quietly(configs, *split, epochs=8, batch_size=64, max_padding=0.2)
+
+
+def test_members_come_in_the_order_of_their_configs(mixed):
+    assert [(c.d_sae, c.k, c.seed) for c in mixed.configs] == [
+        (40, 8, 0),
+        (33, 4, 1),
+        (40, 40, 2),
+        (33, 1, 0),
+        (10, 3, 4),
+    ]
+    for i, member in enumerate(mixed.members):
+        assert mixed.sae(i).d_sae == member.config.d_sae
+        assert mixed.sae(i).k == member.config.k
+        assert member.losses.shape == (8 * 6,)
+        assert member.losses[-6:].mean() < member.losses[:6].mean()
+
+
+@pytest.mark.parametrize("i", range(5))
+def test_a_member_equals_its_solo_run(mixed, split, i):
+    solo = quietly([mixed.configs[i]], *split, epochs=8, batch_size=64).members[0]
+    np.testing.assert_allclose(mixed.members[i].losses[:20], solo.losses[:20], rtol=1e-5)
+    difference = mixed.members[i].metrics["explained_variance"] - solo.metrics["explained_variance"]
+    assert abs(difference) < 5e-4
+
+
+@pytest.mark.parametrize("i", range(5))
+def test_a_row_equals_float64_numpy(mixed, split, i):
+    member, (_, val) = mixed.members[i], split
+    z, x_hat = forward(member.params, val, top_k(member.config.k))
+    want = oracle(val, z, x_hat)
+    row = mixed.table()[i]
+    np.testing.assert_allclose(member.firing_rate, want.pop("firing_rate"), rtol=1e-6)
+    del want["mean_magnitude"]
+    for name, value in want.items():
+        np.testing.assert_allclose(row[name], value, rtol=5e-5, atol=1e-6, err_msg=name)
+    directions = member.params["w_dec"][member.firing_rate > 0].astype(np.float64)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    cosine = np.abs(directions @ directions.T)[~np.eye(len(directions), dtype=bool)]
+    np.testing.assert_allclose(row["decoder_coherence_max"], cosine.max(), rtol=1e-5)
+    np.testing.assert_allclose(row["decoder_coherence_mean"], cosine.mean(), rtol=1e-5)
+    assert row["diverged_at"] is None
+
+
+@pytest.mark.parametrize("k", [1, 8, 40])
+def test_training_equals_pytorch_to_the_metrics(split, k):
+    train, val = split
+    result = quietly([SAEConfig(40, k, seed=7)], train, val, epochs=17, batch_size=64)
+    start = jax.device_get(init_params(jax.random.key(7), 24, 40, 40))
+    losses, params = train_in_torch(start, train, batches(330, 64, epochs=17), k=k)
+    assert len(losses) == 102
+    np.testing.assert_allclose(result.members[0].losses, losses, rtol=1e-4)
+    z, x_hat = forward(params, val, top_k(k))
+    want = oracle(val, z, x_hat)
+    row = result.table()[0]
+    for name in ("mse", "explained_variance", "fvu", "cosine_similarity", "mean_activation"):
+        np.testing.assert_allclose(row[name], want[name], rtol=1e-3, err_msg=name)
+    assert row["num_alive"] == want["num_alive"]
+
+
+def test_epochs_continue_the_same_run(split):
+    config = [SAEConfig(40, 8)]
+    short = quietly(config, *split, epochs=2, batch_size=64).members[0]
+    long = quietly(config, *split, epochs=3, batch_size=64).members[0]
+    np.testing.assert_array_equal(long.losses[:12], short.losses)
+
+
+def test_the_same_call_gives_the_same_bits(split):
+    configs = grid(d_sae=40, k=(4, 8))
+    first, second = (quietly(configs, *split, epochs=2, batch_size=64) for _ in range(2))
+    for a, b in zip(first.members, second.members, strict=True):
+        np.testing.assert_array_equal(a.losses, b.losses)
+        for name in a.params:
+            np.testing.assert_array_equal(a.params[name], b.params[name])
+
+
+def test_a_diverging_member_is_marked_with_its_step_and_disturbs_no_other(split):
+    calm = grid(d_sae=40, k=8, seed=range(2))
+    wild = SAEConfig(40, 8, seed=5, learning_rate=1e30)
+    alone = quietly([*calm, SAEConfig(40, 8, seed=5)], *split, epochs=2, batch_size=64)
+    result = quietly([*calm, wild], *split, epochs=2, batch_size=64)
+    rows = result.table()
+    assert [row["diverged_at"] for row in rows] == [None, None, 1]
+    assert np.isfinite(result.members[2].losses[0])
+    assert not np.isfinite(rows[2]["mse"])
+    for i in range(2):
+        np.testing.assert_array_equal(result.members[i].losses, alone.members[i].losses)
+        assert rows[i] == alone.table()[i]
+
+
+def test_a_diverged_member_is_saved_and_read(split, tmp_path):
+    result = quietly([SAEConfig(40, 8, learning_rate=1e30)], *split, epochs=1, batch_size=64)
+    result.save(tmp_path / "sweep")
+    read = type(result).load(tmp_path / "sweep")
+    assert read.table()[0]["diverged_at"] == 1
+    np.testing.assert_array_equal(read.members[0].losses, result.members[0].losses)
+
+
+def test_several_slices_in_one_call(split):
+    train, val = split
+    data = {(14, 3): train, (15, 3): train[::-1] * 2}
+    val_data = {(14, 3): val, (15, 3): val * 2}
+    configs = grid(d_sae=40, k=8, layer=(15, 14), position=3)
+    result = quietly(configs, data, val_data, epochs=2, batch_size=64)
+    assert [row["layer"] for row in result.table()] == [15, 14]
+    for member in result.members:
+        key = member.config.data_slice
+        plain = dataclasses.replace(member.config, layer=None, position=None)
+        solo = quietly([plain], data[key], val_data[key], epochs=2, batch_size=64).members[0]
+        np.testing.assert_allclose(member.losses, solo.losses, rtol=1e-5)
+        assert member.metrics["mse"] == pytest.approx(solo.metrics["mse"], rel=1e-4)
+
+
+def test_selections_of_a_store(split, tmp_path):
+    x = np.concatenate(split)
+    problems = [Problem(str(i), "?", "1", ()) for i in range(len(x))]
+    store = write_store(tmp_path / "store", {(14, 3): x, (14, 4): 2 * x}, problems, {}, model="m")
+    halves = [store.select(14, p).split(train_fraction=0.8, seed=42) for p in (3, 4)]
+    train, val = [half.train for half in halves], [half.val for half in halves]
+    configs = grid(d_sae=16, k=4, layer=14, position=(3, 4))
+    result = quietly(configs, train, val, epochs=1, batch_size=64)
+    one = quietly([SAEConfig(16, 4)], train[0], val[0], epochs=1, batch_size=64)
+    assert one.configs == [configs[0]]
+    order = np.random.RandomState(42).permutation(400)
+    rows = x[order[80:]], x[order[:80]]
+    plain = quietly([SAEConfig(16, 4)], *rows, epochs=1, batch_size=64)
+    for other in (result, one):
+        np.testing.assert_allclose(other.members[0].losses, plain.members[0].losses, rtol=1e-5)
+
+
+def test_training_data_smaller_than_a_batch(split):
+    train, val = split
+    result = quietly([SAEConfig(40, 8)], train[:10], val[:1], epochs=3, batch_size=64)
+    assert result.members[0].losses.shape == (3,)
+    assert result.table()[0]["l0"] == 8
+
+
+@pytest.mark.parametrize(
+    ("configs", "train", "val", "message"),
+    [
+        ([], {}, {}, "train holds no activations"),
+        ([], None, None, "the sweep has no members"),
+        ([SAEConfig(8, 2, layer=3, position=1)], None, None, r"wants .* \(3, 1\); the data has"),
+        ([SAEConfig(8, 2)], None, "narrow", r"activations of widths \[23, 24\]"),
+        ([SAEConfig(8, 2)], None, {(3, 1): np.ones((2, 24), "f4")}, r"train has slices \[\(None"),
+        ([SAEConfig(8, 2)], None, "nan", "val is not finite in 1 of 70 rows, .* row 4"),
+        ([SAEConfig(8, 2)], np.ones((2, 2, 2), "f4"), None, r"train has shape \(2, 2, 2\)"),
+    ],
+)
+def test_refused(split, configs, train, val, message):
+    spoilt = split[1].copy()
+    spoilt[4, 0] = np.nan
+    val = {"narrow": split[1][:, 1:], "nan": spoilt}.get(val, val) if isinstance(val, str) else val
+    train = split[0] if train is None else train
+    val = split[1] if val is None else val
+    with pytest.raises(ValueError, match=message):
+        quietly(configs, train, val)
+
+
+def test_a_config_without_a_slice_is_refused_where_there_are_several(split):
+    train, val = ({(14, p): x for p in (0, 3)} for x in split)
+    with pytest.raises(ValueError, match=r"wants \(layer, position\) \(None, None\); the data has"):
+        quietly([SAEConfig(8, 2)], train, val)
+
+
+def assert_close_to_recorded(row):
+    ev, mse, dead = RECORDED[row["d_sae"], row["k"]]
+    assert abs(100 * row["explained_variance"] - ev) < 0.2
+    assert row["mse"] == pytest.approx(mse, rel=0.03)
+    assert abs(100 * row["dead_fraction"] - dead) < 6
+
+
+def test_real_activations_give_the_recorded_result_in_both_precisions(smollm2_split):
+    rows = [
+        quietly(grid(d_sae=250, k=50), *smollm2_split, compute_dtype=dtype).table()[0]
+        for dtype in ("float32", "bfloat16")
+    ]
+    for row in rows:
+        assert_close_to_recorded(row)
+        assert row["l0"] == pytest.approx(50, abs=1e-3)
+    exact, rounded = (100 * row["explained_variance"] for row in rows)
+    assert exact != rounded
+    assert abs(exact - rounded) < 0.2
+
+
+@pytest.mark.slow
+def test_real_activations_give_the_recorded_table_over_five_seeds(smollm2_split):
+    configs = [SAEConfig(d_sae, k, seed=seed) for d_sae, k in RECORDED for seed in range(5)]
+    rows = quietly(configs, *smollm2_split).table()
+    for d_sae, k in RECORDED:
+        seeds = [row for row in rows if (row["d_sae"], row["k"]) == (d_sae, k)]
+        assert len(seeds) == 5
+        for row in seeds:
+            assert_close_to_recorded(row)
+        ev, mse, dead = (
+            np.mean([row[name] for row in seeds])
+            for name in ("explained_variance", "mse", "dead_fraction")
+        )
+        recorded_ev, recorded_mse, recorded_dead = RECORDED[d_sae, k]
+        print(f"{d_sae:5d} {k:4d} {100 * ev:.2f} {mse:.2f} {100 * dead:.1f}")
+        assert abs(100 * ev - recorded_ev) < 0.1
+        assert mse == pytest.approx(recorded_mse, rel=0.02)
+        assert abs(100 * dead - recorded_dead) < 4
+
+
+@pytest.mark.slow
+def test_members_equal_their_solo_runs_on_real_activations(smollm2_split):
+    configs = [SAEConfig(250, 50), SAEConfig(240, 25, seed=1), SAEConfig(230, 100, seed=2)]
+    mixed = quietly(configs, *smollm2_split, max_padding=0.2)
+    for member in mixed.members:
+        solo = quietly([member.config], *smollm2_split).members[0]
+        np.testing.assert_allclose(member.losses[:20], solo.losses[:20], rtol=1e-5)
+        gap = member.metrics["explained_variance"] - solo.metrics["explained_variance"]
+        assert abs(gap) < 5e-4
+
+
+@pytest.mark.slow
+def test_the_published_recipe_in_pytorch_on_real_activations(smollm2_split):
+    train, val = smollm2_split
+    result = quietly([SAEConfig(250, 50)], train, val, epochs=5)
+    start = jax.device_get(init_params(jax.random.key(0), 576, 250, 250))
+    losses, params = train_in_torch(start, train, batches(5978, 256, epochs=5), k=50)
+    assert len(losses) == 120
+    np.testing.assert_allclose(result.members[0].losses[:100], losses[:100], rtol=1e-4)
+    z, x_hat = forward(params, val, top_k(50))
+    want = oracle(val, z, x_hat)
+    row = result.table()[0]
+    for name in ("mse", "explained_variance", "fvu"):
+        np.testing.assert_allclose(row[name], want[name], rtol=2e-3, err_msg=name)
