@@ -1,0 +1,131 @@
+"""The scripts, from a store of activations to tables, as a user runs them."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sae_jax
+from sae_jax.store import Problem
+from sae_jax.store_writer import write_store
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+OPERATORS = "+-*/"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    generator = np.random.default_rng(0)
+    problems = [
+        Problem(id=str(i), question=f"Question {i}?", steps=(f"{i + 2}{OPERATORS[i % 4]}2=0",))
+        for i in range(80)
+    ]
+    activations = generator.normal(size=(80, 16)).astype(np.float32)
+    path = tmp_path_factory.mktemp("data") / "store"
+    write_store(path, {(4, 2): activations}, problems)
+    return path
+
+
+def run(script: str, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, EXPERIMENTS / script, *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_is_trained_and_one_member_analyzed(store, tmp_path):
+    flags = [f"--activations={store}", "--layer=4", "--position=2", "--d_sae=10,12", "--k=2,3"]
+    flags += ["--epochs=2", "--seeds=2", f"--output={tmp_path / 'sweep'}"]
+    trained = run("train_sweep.py", *flags)
+    assert trained.returncode == 0, trained.stderr
+    rows = read_csv(tmp_path / "sweep" / "results.csv")
+    assert [(r["d_sae"], r["k"], r["seed"]) for r in rows] == [
+        (d_sae, k, seed) for d_sae in ("10", "12") for k in ("2", "3") for seed in ("0", "1")
+    ]
+    result = sae_jax.SweepResult.load(tmp_path / "sweep")
+    for row, there in zip(result.table(), rows, strict=True):
+        assert row["layer"] == 4
+        assert float(there["mse"]) == row["mse"]
+        assert float(there["l0"]) == pytest.approx(row["k"])
+    assert not (tmp_path / "sweep.checkpoints").exists()
+
+    again = run("train_sweep.py", *flags)
+    assert again.returncode != 0
+    assert "already holds" in again.stderr
+
+    analyzed = run(
+        "analyze_features.py",
+        f"--sweep={tmp_path / 'sweep'}",
+        "--k=2",
+        "--d_sae=10",
+        "--end_rank=5",
+    )
+    assert analyzed.returncode == 0, analyzed.stderr
+    assert "published" in analyzed.stdout
+    assert "calibrated" in analyzed.stdout
+
+    missing = run(
+        "train_sweep.py",
+        *[f.replace("layer=4", "layer=5") for f in flags[:-1]],
+        f"--output={tmp_path / 'other'}",
+    )
+    assert missing.returncode != 0
+    assert "4" in missing.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_published_experiment_runs_resumes_and_refuses(store, tmp_path):
+    output = tmp_path / "run"
+    flags = [f"--activations={store}", "--layer=4", "--position=2", "--epochs=1", "--seeds=1"]
+    flags += [f"--output={output}"]
+    done = run("dictionary_scaling.py", *flags)
+    assert done.returncode == 0, done.stderr
+    rows = read_csv(output / "results.csv")
+    assert len(rows) == 14
+    for column in (
+        "explained_variance",
+        "mse",
+        "fvu",
+        "l0",
+        "dead_fraction",
+        "num_alive",
+        "mean_activation",
+        "cosine_similarity",
+        "published_rate",
+        "calibrated_rate",
+    ):
+        assert all(np.isfinite(float(row[column])) for row in rows), column
+    for name in (
+        "results.md",
+        "scaling_by_size.png",
+        "scaling_by_sparsity.png",
+        "firing_rates.png",
+    ):
+        assert (output / name).stat().st_size > 1000
+        assert name in done.stdout
+
+    before = (output / "results.csv").read_text()
+    resumed = run("dictionary_scaling.py", *flags, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert (output / "results.csv").read_text() == before
+
+    for changes, complaint in (
+        ([], "already holds"),
+        (["--resume", "--epochs=2"], "epochs was 1, is 2"),
+    ):
+        refused = run("dictionary_scaling.py", *flags, *changes)
+        assert refused.returncode != 0
+        assert complaint in refused.stderr
+    assert (output / "results.csv").read_text() == before
