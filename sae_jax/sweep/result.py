@@ -45,8 +45,12 @@ class Member:
 
     @property
     def diverged_at(self) -> int | None:
-        """The first step whose loss was not finite, from 0; `None` if there is none."""
-        steps = np.flatnonzero(~np.isfinite(self.losses))
+        """The first step whose loss was not finite, from 0; `None` if there is none.
+
+        It is the number of steps where the last of them made `mse` infinite or NaN: each
+        loss is of the parameters before its step.
+        """
+        steps = np.flatnonzero(~np.isfinite([*self.losses, self.metrics["mse"]]))
         return int(steps[0]) if steps.size else None
 
     def sae(self) -> TopKSAE:
