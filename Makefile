@@ -11,7 +11,7 @@ demo: .venv/demo
 		--output=runs/demo --overwrite
 
 test: .venv/demo .venv/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/formats_parity_test.py
 
 test-slow: .venv/demo .venv/test
 	$(BIN)/python -m pytest -m slow
@@ -36,6 +36,18 @@ lint: .venv/test
 .venv/test: .venv/core
 	$(PIP) -e '.[test]'
 	touch $@
+
+# The libraries whose formats are read and written. One pip command: a second one would
+# replace the pinned torch. nnsight brings a torchvision that breaks a CPU torch.
+.venv-formats/installed: setup.py constraints.txt
+	$(PYTHON) -m venv .venv-formats
+	.venv-formats/bin/pip install --quiet -c constraints.txt -e . torch pytest hypothesis \
+		sae-lens dictionary-learning eai-sparsify
+	.venv-formats/bin/pip uninstall --quiet --yes torchvision
+	touch $@
+
+test-formats: .venv-formats/installed
+	.venv-formats/bin/python -m pytest -m formats tests/formats_parity_test.py
 
 clean:
 	rm -rf .venv .venv-* build *.egg-info .pytest_cache .mypy_cache .ruff_cache
