@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from sae_jax.features.report import feature_summary
 from sae_jax.features.stability import feature_stability
+from sae_jax.sae import Params
 from sae_jax.store import Selection
 from sae_jax.sweep.result import Member, SweepResult
+from sae_jax.sweep.step import member_sae
 
 
 def score_features(
@@ -34,14 +36,14 @@ def score_features(
     selections = [val] if isinstance(val, Selection) else val
     by_slice = {(part.layer, part.position): part for part in selections}
     rows = []
-    for i, member in enumerate(tqdm(result.members, desc="features", disable=not progress)):
+    for member in tqdm(result.members, desc="features", disable=not progress):
         if member.config.data_slice not in by_slice:
             raise ValueError(
                 f"{member.config} was trained on {member.config.data_slice}; the validation"
                 f" samples are of {list(by_slice)}"
             )
         samples = by_slice[member.config.data_slice]
-        z = np.asarray(result.sae(i).encode(jnp.asarray(samples.activations)))
+        z = np.asarray(_latents(member.params, member.config.k, samples.activations))
         other = _next_seed(member, result.members)
         stability = feature_stability(
             member.params["w_dec"],
@@ -52,6 +54,12 @@ def score_features(
         )
         rows.append(member.row() | feature_summary(z, samples.problems) | stability)
     return rows
+
+
+@jax.jit
+def _latents(params: Params, k: jax.Array, x: jax.Array) -> jax.Array:
+    """Latents `[n, F]`; compiled once for each dictionary size."""
+    return member_sae(params, k).encode(x)
 
 
 def _next_seed(member: Member, members: Sequence[Member]) -> Member:
