@@ -38,7 +38,7 @@ from contenders import CONTENDERS, ENGINES, LOOPS, TORCH_LOOP, Contender, Worklo
 import sae_jax
 
 HEADLINE = Workload()
-LARGE = Workload(members=1, d_sae=16384, k=64, d_in=576, num_samples=512)
+LARGE = Workload(members=1, d_sae=16384, k=64, d_in=576)
 PUBLISHED_GRID = [
     *sae_jax.grid(k=50, d_sae=(100, 150, 250, 512, 750, 1000)),
     *sae_jax.grid(k=25, d_sae=512),

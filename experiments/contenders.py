@@ -71,8 +71,8 @@ class Runner:
 Contender = Callable[[Workload, np.ndarray], Runner]
 
 
-def engine(dtype: str) -> Contender:
-    """The train step of `sae_jax` for all members at once."""
+def engine(dtype: str, *, sparse: bool = False) -> Contender:
+    """The train step of `sae_jax` for all members at once, on one of its two paths."""
 
     def prepare(workload: Workload, x: np.ndarray) -> Runner:
         members = workload.members
@@ -86,7 +86,11 @@ def engine(dtype: str) -> Contender:
         arguments = (hyper, jnp.asarray(x), jnp.uint32(0), jnp.int32(0))
         start = time.perf_counter()
         epoch = train_epoch.lower(
-            state, *arguments, batch_size=workload.batch_size, dtype=dtype
+            state,
+            *arguments,
+            batch_size=workload.batch_size,
+            dtype=dtype,
+            sparse_k=workload.k if sparse else None,
         ).compile()
         compile_seconds = time.perf_counter() - start
 
@@ -184,6 +188,7 @@ TORCH_LOOP = "PyTorch loop"
 ENGINES: dict[str, Contender] = {
     "sae_jax float32": engine("float32"),
     "sae_jax bfloat16": engine("bfloat16"),
+    "sae_jax sparse": engine("float32", sparse=True),
 }
 LOOPS: dict[str, Contender] = {
     TORCH_LOOP: torch_loop(fused=False),

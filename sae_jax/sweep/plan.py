@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 
@@ -15,9 +16,16 @@ from sae_jax.data import DataSlice
 DEFAULT_MAX_PADDING = {"cpu": 0.1}
 ACCELERATOR_MAX_PADDING = 0.5
 
+# From how many latents, and how many for each one kept, the sparse path is faster;
+# measured on CPU, where alone it is chosen unasked.
+SPARSE_MIN_D_SAE = 4096
+SPARSE_MIN_RATIO = 64
+
 _FLOAT_BYTES = 4
-# Copies of the parameters: themselves, two Adam moments, gradients, and one temporary.
-_PARAM_COPIES = 5
+# Copies of the parameters that a group keeps: themselves and two Adam moments.
+_STATE_COPIES = 3
+# Of the members that train at the same time: gradients, and one temporary.
+_STEP_COPIES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Group:
       padding: share of the arithmetic spent on latents that only pad.
       num_bytes: estimate of device memory in training.
       flops_per_step: floating-point operations of one step of all members.
+      sparse_k: the largest k among members that take the sparse path; `None` on the dense.
     """
 
     members: tuple[int, ...]
@@ -39,6 +48,7 @@ class Group:
     padding: float
     num_bytes: int
     flops_per_step: int
+    sparse_k: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +58,13 @@ class Plan:
     groups: tuple[Group, ...]
 
     def __str__(self) -> str:
-        rows = ["group  members  width  layer  position  padding  memory [MiB]  GFLOP/step"]
+        rows = ["group  members  width  path    layer  position  padding  memory [MiB]  GFLOP/step"]
         for i, group in enumerate(self.groups):
             layer, position = ("-" if part is None else part for part in group.data_slice)
+            path = "dense" if group.sparse_k is None else "sparse"
             rows.append(
-                f"{i:5d}  {len(group.members):7d}  {group.width:5d}  {layer!s:>5}  {position!s:>8}"
-                f"  {group.padding:6.1%}  {group.num_bytes / 2**20:12.1f}"
+                f"{i:5d}  {len(group.members):7d}  {group.width:5d}  {path:6}  {layer!s:>5}"
+                f"  {position!s:>8}  {group.padding:6.1%}  {group.num_bytes / 2**20:12.1f}"
                 f"  {group.flops_per_step / 1e9:10.2f}"
             )
         return "\n".join(rows)
@@ -66,13 +77,13 @@ def plan_sweep(
 ) -> Plan:
     """Groups the members of a sweep.
 
-    Members of a group share a data slice. From the largest down, a member joins the open
+    Members of a group share a data slice and a path. From the largest down, a member joins the open
     group unless its padding would exceed `max_padding` or the group `memory_budget`.
 
     Args:
       configs: the members.
       data_sizes: number of training samples and width of an activation, (n, d_in), by slice.
-      train_config: for batch size, `max_padding` and `memory_budget`.
+      train_config: for batch size, `path`, `max_padding` and `memory_budget`.
 
     Returns:
       The plan, the same for the same arguments on the same kind of device.
@@ -86,19 +97,28 @@ def plan_sweep(
     budget = train_config.memory_budget or _device_memory()
     batch_size = train_config.batch_size
 
-    by_slice: dict[DataSlice, list[int]] = {}
+    alike: dict[tuple[DataSlice, bool], list[int]] = {}
     for i, config in enumerate(configs):
-        by_slice.setdefault(config.data_slice, []).append(i)
+        key = config.data_slice, _takes_sparse_path(config, train_config)
+        alike.setdefault(key, []).append(i)
 
     groups: list[Group] = []
-    for data_slice, members in by_slice.items():
+    for (data_slice, sparse), members in alike.items():
+        group_of = partial(
+            _group,
+            configs=configs,
+            data_slice=data_slice,
+            data_size=data_sizes[data_slice],
+            batch_size=batch_size,
+            sparse=sparse,
+        )
         open_group: Group | None = None
         for i in sorted(members, key=lambda i: -configs[i].d_sae):
             before = open_group.members if open_group else ()
-            wider = _group((*before, i), configs, data_slice, data_sizes[data_slice], batch_size)
+            wider = group_of((*before, i))
             if open_group and (wider.padding > max_padding or wider.num_bytes > budget):
                 groups.append(open_group)
-                wider = _group((i,), configs, data_slice, data_sizes[data_slice], batch_size)
+                wider = group_of((i,))
             if len(wider.members) == 1 and wider.num_bytes > budget:
                 raise ValueError(
                     f"a member of d_sae {configs[i].d_sae} needs about {wider.num_bytes:,} bytes;"
@@ -110,27 +130,46 @@ def plan_sweep(
     return Plan(tuple(groups))
 
 
+def _takes_sparse_path(config: SAEConfig, train_config: TrainConfig) -> bool:
+    if train_config.path != "auto":
+        return train_config.path == "sparse"
+    large = config.d_sae >= max(SPARSE_MIN_D_SAE, SPARSE_MIN_RATIO * config.k)
+    return large and jax.default_backend() == "cpu"
+
+
 def _group(
     members: tuple[int, ...],
     configs: Sequence[SAEConfig],
     data_slice: DataSlice,
     data_size: tuple[int, int],
     batch_size: int,
+    sparse: bool,
 ) -> Group:
     num_samples, d_in = data_size
     sizes = [configs[i].d_sae for i in members]
     width = max(sizes)
+    largest_k = max(configs[i].k for i in members)
     num_params = 2 * d_in * width + width + d_in
     # Pre-activations, latents and their gradients; reconstruction, error, its gradient.
     num_activations = batch_size * (4 * width + 3 * d_in)
-    member_bytes = _FLOAT_BYTES * (_PARAM_COPIES * num_params + num_activations)
+    # On the sparse path members take turns.
+    num_at_once = 1 if sparse else len(members)
+    num_floats = (
+        len(members) * _STATE_COPIES * num_params
+        + num_at_once * (_STEP_COPIES * num_params + num_activations)
+        + sparse * _STATE_COPIES * num_params
+        + num_samples * d_in
+    )
+    # The encoder forward, and four products that the sparse path confines to k latents.
+    columns = width + 4 * (largest_k if sparse else width)
     return Group(
         members=members,
         data_slice=data_slice,
         width=width,
         padding=1 - sum(sizes) / (width * len(sizes)),
-        num_bytes=len(members) * member_bytes + _FLOAT_BYTES * num_samples * d_in,
-        flops_per_step=10 * batch_size * d_in * width * len(members),
+        num_bytes=_FLOAT_BYTES * num_floats,
+        flops_per_step=2 * batch_size * d_in * columns * len(members),
+        sparse_k=largest_k if sparse else None,
     )
 
 

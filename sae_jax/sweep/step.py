@@ -9,8 +9,8 @@ import optax
 from flax import nnx
 from jax import lax
 
-from sae_jax import data, losses
-from sae_jax.sae import Params, TopKSAE, init_params
+from sae_jax import data, losses, sparse
+from sae_jax.sae import PARAM_NAMES, Params, TopKSAE, init_params
 
 # With PyTorch's and the published experiment's defaults; epsilon outside the root.
 ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
@@ -57,27 +57,46 @@ def member_sae(params: Params, k: jax.Array, dtype: str = "float32") -> TopKSAE:
 
 
 def train_step(
-    state: MemberState, hyper: Hyperparameters, x: jax.Array, dtype: str
+    state: MemberState,
+    hyper: Hyperparameters,
+    x: jax.Array,
+    dtype: str,
+    sparse_k: int | None = None,
 ) -> tuple[MemberState, jax.Array]:
     """One step of Adam on one batch.
 
     Args:
-      state: of one member.
+      state: of one member; on the sparse path with every `w_enc` transposed.
       hyper: of the same member.
       x: `[b, D]`.
       dtype: of the operands of matrix products.
+      sparse_k: takes the sparse path, for members of at most this k.
 
     Returns:
       The new state, and the loss before the step, `[]`.
     """
 
     def loss_of(params: Params) -> jax.Array:
-        return losses.mse(member_sae(params, hyper.k, dtype)(x), x)
+        if sparse_k is None:
+            return losses.mse(member_sae(params, hyper.k, dtype)(x), x)
+        arrays = (params[name] for name in PARAM_NAMES)
+        return losses.mse(sparse.reconstruct(*arrays, x, hyper.k, sparse_k, dtype), x)
 
     loss, grads = jax.value_and_grad(loss_of)(state.params)
     updates, opt_state = ADAM.update(grads, state.opt_state)
     params = jax.tree.map(lambda p, u: p - hyper.learning_rate * u, state.params, updates)
     return MemberState(params, opt_state), loss
+
+
+def _with_encoder_transposed(state: MemberState) -> MemberState:
+    """The state of one member with `w_enc` and its moments transposed."""
+
+    def transposed(tree: Params) -> Params:
+        return tree | {"w_enc": tree["w_enc"].T}
+
+    adam = state.opt_state
+    adam = adam._replace(mu=transposed(adam.mu), nu=transposed(adam.nu))
+    return MemberState(transposed(state.params), adam)
 
 
 @partial(jax.jit, static_argnames=("d_in", "width"))
@@ -86,7 +105,7 @@ def init_group(hyper: Hyperparameters, *, d_in: int, width: int) -> MemberState:
     return jax.vmap(lambda member: init_member(member, d_in, width))(hyper)
 
 
-@partial(jax.jit, static_argnames=("batch_size", "dtype"), donate_argnums=0)
+@partial(jax.jit, static_argnames=("batch_size", "dtype", "sparse_k"), donate_argnums=0)
 def train_epoch(
     state: MemberState,
     hyper: Hyperparameters,
@@ -96,6 +115,7 @@ def train_epoch(
     *,
     batch_size: int,
     dtype: str,
+    sparse_k: int | None = None,
 ) -> tuple[MemberState, jax.Array]:
     """Advances every member of a group by one epoch, as one device program.
 
@@ -107,20 +127,37 @@ def train_epoch(
       epoch: which epoch this is, from 0.
       batch_size: samples a step; a smaller last batch holds what is left over.
       dtype: of the operands of matrix products.
+      sparse_k: takes the sparse path, for members of at most this k.
 
     Returns:
       The new state, and every step's loss, `[num_steps, M]`.
     """
-
-    def step(state: MemberState, rows: jax.Array) -> tuple[MemberState, jax.Array]:
-        one = partial(train_step, dtype=dtype)
-        return jax.vmap(one, in_axes=(0, 0, None))(state, hyper, x[rows])
-
     order = data.epoch_order(data_seed, epoch, len(x))
     num_full = len(x) // batch_size
     full, rest = jnp.split(order, [num_full * batch_size])
-    state, step_losses = lax.scan(step, state, full.reshape(num_full, batch_size))
-    if rest.size:
-        state, loss = step(state, rest)
-        step_losses = jnp.concatenate([step_losses, loss[None]])
-    return state, step_losses
+
+    def member_epoch(state: MemberState, hyper: Hyperparameters) -> tuple[MemberState, jax.Array]:
+        def step(state: MemberState, rows: jax.Array) -> tuple[MemberState, jax.Array]:
+            return train_step(state, hyper, x[rows], dtype, sparse_k)
+
+        state, step_losses = lax.scan(step, state, full.reshape(num_full, batch_size))
+        if rest.size:
+            state, loss = step(state, rest)
+            step_losses = jnp.append(step_losses, loss)
+        return state, step_losses
+
+    def next_member(
+        stack: MemberState, member: tuple[jax.Array, Hyperparameters]
+    ) -> tuple[MemberState, jax.Array]:
+        i, hyper = member
+        state = _with_encoder_transposed(jax.tree.map(lambda leaf: leaf[i], stack))
+        state, step_losses = member_epoch(state, hyper)
+        state = _with_encoder_transposed(state)
+        return jax.tree.map(lambda leaf, new: leaf.at[i].set(new), stack, state), step_losses
+
+    if sparse_k is None:
+        state, step_losses = jax.vmap(member_epoch)(state, hyper)
+    else:
+        # One by one: a large member keeps a device busy, and its gathers run faster alone.
+        state, step_losses = lax.scan(next_member, state, (jnp.arange(len(hyper.k)), hyper))
+    return state, step_losses.T

@@ -181,6 +181,7 @@ def _train_group(
             jnp.int32(epoch),
             batch_size=train_config.batch_size,
             dtype=train_config.compute_dtype,
+            sparse_k=group.sparse_k,
         )
         if history:
             # One epoch behind, so that the device never waits for the display.

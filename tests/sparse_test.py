@@ -1,0 +1,173 @@
+"""The sparse path against the dense one, NumPy, and itself under vmap."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sae_jax
+from sae_jax import losses, sparse
+from sae_jax.sae import PARAM_NAMES, init_params
+from sae_jax.sweep.plan import plan_sweep
+from sae_jax.sweep.step import Hyperparameters, init_group, member_sae, train_epoch
+
+D_IN = 24
+
+
+def arrays(d_sae, seed=0, d_in=D_IN):
+    params = init_params(jax.random.key(seed), d_in, d_sae, d_sae)
+    x = jax.random.normal(jax.random.key(seed + 1), (96, d_in)) + 0.5
+    return params, x
+
+
+def dense_loss(params, x, k, dtype="float32"):
+    return losses.mse(member_sae(params, k, dtype)(x), x)
+
+
+def sparse_loss(params, x, k, k_max, dtype="float32"):
+    w_enc, *others = (params[name] for name in PARAM_NAMES)
+    return losses.mse(sparse.reconstruct(w_enc.T, *others, x, k, k_max, dtype), x)
+
+
+def assert_same_gradients(params, x, k, k_max, dtype="float32", tolerance=1e-5):
+    loss, grads = jax.jit(jax.value_and_grad(dense_loss), static_argnums=3)(params, x, k, dtype)
+    found, found_grads = jax.jit(jax.value_and_grad(sparse_loss), static_argnums=(3, 4))(
+        params, x, k, k_max, dtype
+    )
+    np.testing.assert_allclose(found, loss, rtol=tolerance)
+    for name in PARAM_NAMES:
+        scale = float(jnp.abs(grads[name]).max())
+        np.testing.assert_allclose(
+            found_grads[name], grads[name], rtol=0, atol=tolerance * scale, err_msg=name
+        )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    num_rows=st.integers(1, 5),
+    width=st.sampled_from([1, 7, 33, 200, 513]),
+    num_values=st.integers(1, 40),
+    data=st.data(),
+)
+def test_top_k_is_a_stable_descending_sort(num_rows, width, num_values, data):
+    k = data.draw(st.integers(1, width))
+    seed = data.draw(st.integers(0, 2**16))
+    # Few distinct values, zero among them: rows are full of ties.
+    values = np.random.default_rng(seed).integers(0, num_values, (num_rows, width))
+    values = values.astype(np.float32)
+    expected = np.argsort(-values, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(sparse.top_k(jnp.asarray(values), k), expected)
+
+
+@pytest.mark.parametrize(
+    ("d_sae", "k", "k_max"),
+    [
+        (512, 8, 8),
+        (512, 5, 8),  # a traced k below the largest
+        (1000, 1, 1),  # not a multiple of the block
+        (64, 40, 50),  # every latent is crowded
+        (40, 40, 40),  # all latents are kept
+    ],
+)
+def test_gradients_are_the_dense_ones(d_sae, k, k_max):
+    params, x = arrays(d_sae)
+    assert_same_gradients(params, x, jnp.int32(k), k_max)
+
+
+def test_gradients_are_the_dense_ones_in_bfloat16():
+    params, x = arrays(512)
+    assert_same_gradients(params, x, jnp.int32(8), 8, dtype="bfloat16", tolerance=2e-2)
+
+
+def test_ties_go_to_the_lower_latent_as_on_the_dense_path():
+    params, x = arrays(256)
+    # Each latent twice, the copy with its sign turned: every magnitude ties.
+    doubled = {
+        "w_enc": jnp.concatenate([params["w_enc"], -params["w_enc"]], axis=1),
+        "b_enc": jnp.concatenate([params["b_enc"], -params["b_enc"]]),
+        "w_dec": jnp.concatenate([params["w_dec"], params["w_dec"][::-1]]),
+        "b_dec": params["b_dec"],
+    }
+    assert_same_gradients(doubled, x, jnp.int32(7), 7)
+
+
+def test_a_latent_that_every_sample_selects_gets_its_whole_gradient():
+    params, x = arrays(400)
+    always = params | {"b_enc": params["b_enc"].at[jnp.array([3, 399])].set(50.0)}
+    assert_same_gradients(always, x, jnp.int32(6), 9)
+
+
+def test_vmap_over_members_is_each_member_alone():
+    (first, x), (second, _) = arrays(300, seed=0), arrays(300, seed=5)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
+    k = jnp.array([3, 11], jnp.int32)
+    grad = jax.grad(partial(sparse_loss, k_max=11))
+    together = jax.jit(jax.vmap(grad, in_axes=(0, None, 0)))(stacked, x, k)
+    for i, params in enumerate((first, second)):
+        alone = jax.grad(dense_loss)(params, x, k[i])
+        for name in PARAM_NAMES:
+            np.testing.assert_allclose(together[name][i], alone[name], rtol=0, atol=2e-6)
+
+
+def test_sweeps_on_both_paths_agree():
+    x = np.asarray(arrays(8)[1])
+    members = [sae_jax.SAEConfig(300, 4), sae_jax.SAEConfig(290, 7, seed=1, learning_rate=3e-3)]
+    dense, sparse_ = (
+        sae_jax.train_sweep(
+            members,
+            x,
+            x,
+            sae_jax.TrainConfig(epochs=4, batch_size=20, path=path),
+            progress=False,
+        )
+        for path in ("dense", "sparse")
+    )
+    for i, config in enumerate(members):
+        np.testing.assert_allclose(sparse_.members[i].losses, dense.members[i].losses, rtol=1e-5)
+        assert sparse_.members[i].params["w_enc"].shape == (D_IN, config.d_sae)
+        for name in PARAM_NAMES:
+            np.testing.assert_allclose(
+                sparse_.members[i].params[name], dense.members[i].params[name], atol=1e-4
+            )
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [("dense", [None, None]), ("sparse", [6, 4]), ("auto", [6, None])]
+)
+def test_the_plan_chooses_a_path_for_each_group(path, expected):
+    config = sae_jax.TrainConfig(path=path, max_padding=0.1)
+    members = [
+        sae_jax.SAEConfig(16384, 6),
+        sae_jax.SAEConfig(16000, 5),
+        sae_jax.SAEConfig(64, 4),
+        dataclasses.replace(sae_jax.SAEConfig(64, 4), seed=1),
+    ]
+    groups = plan_sweep(members, {(None, None): (1000, 576)}, config).groups
+    assert [group.members for group in groups] == [(0, 1), (2, 3)]
+    assert [group.sparse_k for group in groups] == expected
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_an_epoch_on_the_sparse_path_lowers(platform):
+    hyper = Hyperparameters(
+        seed=jnp.arange(2, dtype=jnp.uint32),
+        d_sae=jnp.full(2, 64, jnp.int32),
+        k=jnp.full(2, 4, jnp.int32),
+        learning_rate=jnp.full(2, 1e-3, jnp.float32),
+    )
+    state = jax.eval_shape(lambda: init_group(hyper, d_in=D_IN, width=64))
+
+    def losses_of_epoch(*leaves):
+        start = jax.tree.unflatten(jax.tree.structure(state), leaves)
+        x = jnp.ones((70, D_IN))
+        return train_epoch(start, hyper, x, 0, 0, batch_size=32, dtype="bfloat16", sparse_k=4)[1]
+
+    exported = jax.export.export(jax.jit(losses_of_epoch), platforms=(platform,))(
+        *jax.tree.leaves(state)
+    )
+    assert [aval.shape for aval in exported.out_avals] == [(3, 2)]
