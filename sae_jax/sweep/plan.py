@@ -18,8 +18,8 @@ ACCELERATOR_MAX_PADDING = 0.5
 
 # From how many latents, and how many for each one kept, the sparse path is faster;
 # measured on CPU, where alone it is chosen unasked.
-SPARSE_MIN_D_SAE = 4096
-SPARSE_MIN_RATIO = 64
+SPARSE_MIN_D_SAE = 1024
+SPARSE_MIN_RATIO = 32
 
 _FLOAT_BYTES = 4
 # Copies of the parameters that a group keeps: themselves and two Adam moments.
