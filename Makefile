@@ -49,5 +49,10 @@ lint: .venv/test
 test-formats: .venv-formats/installed
 	.venv-formats/bin/python -m pytest -m formats tests/formats_parity_test.py
 
+# In the environment of the formats, where the libraries to compare with are.
+bench: .venv-formats/installed
+	.venv-formats/bin/pip install --quiet -c constraints.txt matplotlib psutil
+	.venv-formats/bin/python experiments/benchmark.py --output=runs/benchmark
+
 clean:
-	rm -rf .venv .venv-* build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache
