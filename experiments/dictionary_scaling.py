@@ -23,7 +23,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 import sae_jax
 from sae_jax.features.scoring import score_features
@@ -83,6 +83,7 @@ def main(argv: list[str]) -> None:
 
 def run(output: Path) -> None:
     """The work of `main`; raises ValueErrors."""
+    logging.set_verbosity(logging.WARNING)  # Orbax reports each checkpoint
     use_compilation_cache()
     start_run(output)
     store_path = Path(_ACTIVATIONS.value or output / "activations")

@@ -15,7 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 import sae_jax
 from sae_jax.features.scoring import score_features
@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """The work of `main`; raises ValueErrors."""
+    logging.set_verbosity(logging.WARNING)  # Orbax reports each checkpoint
     use_compilation_cache()
     output = Path(_OUTPUT.value)
     checkpoints = output.with_name(f"{output.name}.checkpoints")
