@@ -7,7 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 .PHONY: demo test test-slow test-formats lint bench clean
 
 demo: .venv/demo
-	$(BIN)/python experiments/dictionary_scaling.py --num_problems=1000 --seeds=3 \
+	$(BIN)/python experiments/dictionary_scaling.py --num_problems=500 --seeds=3 \
 		--output=runs/demo --overwrite
 
 test: .venv/demo .venv/test
