@@ -15,8 +15,8 @@ memory in the same minutes. Contenders from other libraries take part where inst
                `train_sweep`, compilation and scores included, and the same as a loop
     memory     peak memory of the headline's contenders, a process each
 
-About 25 minutes on 2 CPU cores; a section takes 1 to 4. On such a machine with AVX-512
-expect the headline at 1.5 times the PyTorch loop in float32 and 2 times in bfloat16.
+A section takes minutes on 2 CPU cores. On a Zen 4 with AVX-512 BF16 expect the headline at
+1.3 times the PyTorch loop in float32 and 2 times in bfloat16.
 """
 
 import csv
