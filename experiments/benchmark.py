@@ -36,16 +36,11 @@ from absl import app, flags
 from contenders import CONTENDERS, ENGINES, LOOPS, TORCH_LOOP, Contender, Workload
 
 import sae_jax
+from sae_jax.report import published
 
 HEADLINE = Workload()
 LARGE = Workload(members=1, d_sae=16384, k=64, d_in=576)
-PUBLISHED_GRID = [
-    *sae_jax.grid(k=50, d_sae=(100, 150, 250, 512, 750, 1000)),
-    *sae_jax.grid(k=25, d_sae=512),
-    *sae_jax.grid(k=100, d_sae=(300, 512, 750)),
-    *sae_jax.grid(k=200, d_sae=(512, 1000)),
-    *sae_jax.grid(k=75, d_sae=(375, 512)),
-]
+PUBLISHED_GRID = published.grid(num_seeds=1)
 GROWTH = {
     "members": [
         dataclasses.replace(HEADLINE, members=m, num_samples=1024) for m in (1, 2, 4, 8, 16, 32)

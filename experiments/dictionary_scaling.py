@@ -35,6 +35,7 @@ from sae_jax.sweep.result import check_free
 from sae_jax.sweep.train import plan_for
 
 TRAIN_FRACTION, SPLIT_SEED = 0.8, 42
+RUN_NAME = "run.json"
 
 _ACTIVATIONS = flags.DEFINE_string("activations", None, "A finished store; else extract one.")
 _PROBLEMS = flags.DEFINE_string(
@@ -101,7 +102,7 @@ def run(output: Path) -> None:
 def start_run(output: Path) -> None:
     """Claims the output folder, or checks that it holds the run to continue."""
     settings = {flag.name: flag.value for flag in _SETTINGS}
-    path = output / "run.json"
+    path = output / RUN_NAME
     if _RESUME.value and path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in settings if there.get(name) != settings[name]]
@@ -109,7 +110,7 @@ def start_run(output: Path) -> None:
             details = "; ".join(f"{n} was {there.get(n)!r}, is {settings[n]!r}" for n in changed)
             raise ValueError(f"{output} holds another run: {details}")
         return
-    check_free(output, _OVERWRITE.value)
+    check_free(output, _OVERWRITE.value, marker=RUN_NAME)
     if output.exists():
         shutil.rmtree(output)
     output.mkdir(parents=True)
@@ -138,11 +139,7 @@ def trained(split, store_path: Path, output: Path) -> sae_jax.SweepResult:
     folder = output / "sweep"
     if folder.exists():
         return sae_jax.SweepResult.load(folder)
-    configs = [
-        config
-        for k, sizes in published.GRID.items()
-        for config in sae_jax.grid(d_sae=sizes, k=k, seed=range(_SEEDS.value))
-    ]
+    configs = published.grid(_SEEDS.value)
     train_config = sae_jax.TrainConfig(epochs=_EPOCHS.value, compute_dtype=_COMPUTE_DTYPE.value)
     print(plan_for(configs, split.train, train_config))
     result = sae_jax.train_sweep(

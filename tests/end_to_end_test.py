@@ -129,3 +129,14 @@ def test_the_published_experiment_runs_resumes_and_refuses(store, tmp_path):
         assert refused.returncode != 0
         assert complaint in refused.stderr
     assert (output / "results.csv").read_text() == before
+
+
+@pytest.mark.parametrize("script", ["train_sweep.py", "dictionary_scaling.py"])
+def test_only_a_run_is_overwritten(script, store, tmp_path):
+    (tmp_path / "thesis.txt").write_text("keep me")
+    flags = [f"--activations={store}", "--layer=4", "--position=2", f"--output={tmp_path}"]
+    flags += ["--d_sae=10", "--k=2"] if script == "train_sweep.py" else []
+    refused = run(script, *flags, "--overwrite")
+    assert refused.returncode != 0
+    assert "nothing else is overwritten" in refused.stderr
+    assert (tmp_path / "thesis.txt").read_text() == "keep me"

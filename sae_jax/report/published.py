@@ -7,6 +7,8 @@ seed each, LLaMA-3.2-1B with CODI, layer 14, position 3, GSM8K validation split.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sae_jax import configs
+from sae_jax.configs import SAEConfig
 from sae_jax.statistics import PairedComparison, Summary, compare_rows, summarize
 
 Rows = Sequence[Mapping[str, Any]]
@@ -28,6 +30,15 @@ RESULTS = {
     (200, 512): {"explained_variance": 0.9018, "dead_fraction": 0.0, "published_rate": 0.0},
 }
 """Published values by (k, d_sae). Specialization is over the rarer ranks alone."""
+
+
+def grid(num_seeds: int) -> list[SAEConfig]:
+    """The members of `GRID`, each with seeds from 0."""
+    return [
+        config
+        for k, sizes in GRID.items()
+        for config in configs.grid(d_sae=sizes, k=k, seed=range(num_seeds))
+    ]
 
 
 def claims(rows: Rows) -> list[str]:

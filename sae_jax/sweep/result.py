@@ -121,8 +121,6 @@ class SweepResult:
         """
         folder = Path(folder)
         check_free(folder, overwrite)
-        if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
-            raise ValueError(f"{folder} holds no sweep, and nothing else is overwritten")
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -194,8 +192,15 @@ def _read_member(
     return Member(config, params, metrics, firing_rate, losses)
 
 
-def check_free(folder: Path, overwrite: bool) -> None:
-    """Refuses a file, and a folder that holds something, unless it may be replaced."""
+def check_free(folder: Path, overwrite: bool, marker: str = MANIFEST_NAME) -> None:
+    """Refuses a folder that holds something, unless it may be replaced.
+
+    Only a folder with the file `marker` in it may be: it was written by what replaces it.
+
+    Raises:
+      ValueError: on a file; on a folder that is not empty and `overwrite` is not set, or
+        that has no marker.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -205,6 +210,8 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise ValueError(
             f"{folder} already holds {found[:5]}; choose another folder, or overwrite it"
         )
+    if found and marker not in found:
+        raise ValueError(f"{folder} holds no {marker}, and nothing else is overwritten")
 
 
 def _jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
