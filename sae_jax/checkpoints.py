@@ -50,6 +50,12 @@ class GroupCheckpoints:
 
     def __init__(self, folder: Path):
         self._folder = folder
+        for epochs in self._epochs_on_disk():
+            # Orbax reads all of these when it opens the folder, and trips over a bad one.
+            try:
+                ocp.metadata(folder / str(epochs))
+            except Exception as error:
+                self._discard(epochs, error)
         self._checkpointer = ocp.training.Checkpointer(
             folder,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -91,18 +97,21 @@ class GroupCheckpoints:
                 return self._load(epochs, template, epochs * steps_per_epoch)
             # Whatever a damaged file makes Orbax, its codecs or the file system raise.
             except Exception as error:
-                warnings.warn(
-                    f"the checkpoint after epoch {epochs} in {self._folder} is damaged"
-                    f" ({type(error).__name__}: {error}); using the one before",
-                    stacklevel=2,
-                )
-                shutil.rmtree(self._folder / str(epochs))
+                self._discard(epochs, error)
                 self._checkpointer.reload()
         return None
 
     def close(self) -> None:
         """Waits for what is being written."""
         self._checkpointer.close()
+
+    def _discard(self, epochs: int, error: Exception) -> None:
+        warnings.warn(
+            f"the checkpoint after epoch {epochs} in {self._folder} is damaged"
+            f" ({type(error).__name__}: {error}); using the one before",
+            stacklevel=3,
+        )
+        shutil.rmtree(self._folder / str(epochs))
 
     def _epochs_on_disk(self) -> list[int]:
         return [int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()]
