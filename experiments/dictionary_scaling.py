@@ -13,7 +13,7 @@ first run extract_activations.py with --codi_checkpoint, then this with --activa
 Writes `results.csv` (one row a member), `results.md` (beside the published table, with its
 claims), three figures, the activations and the sweep into --output.
 
-Cost: about ten minutes to extract and ten to train 70 members on 2 CPU cores.
+Cost: 20 to 25 minutes to extract and less than ten to train 70 members on 2 CPU cores.
 Expected with the command above: 95.3 % explained variance and about a quarter of the
 latents dead at d = 250, K = 50; no death at K = 200.
 """

@@ -6,7 +6,7 @@ Trains one SAE for each combination of the flags on slices of a store, and score
         --layer=25 --position=3 --d_sae=250,512 --k=50,100 --seeds=5 --output=runs/sweep
 
 Writes the sweep, which `sae_jax.SweepResult.load` reads, and `results.csv`, one row a
-member. Cost: about 3 s a member at d_sae = 512 for 6,000 samples of width 576 on 2 CPU
+member. Cost: about 5 s a member at d_sae near 600 for 6,000 samples of width 576 on 2 CPU
 cores. Expected on SmolLM2-135M, layer 25, position 3 of GSM8K: 95.7 % explained variance
 at d_sae = 512, k = 50. A run that was stopped continues with --resume.
 """

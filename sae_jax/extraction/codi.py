@@ -129,7 +129,7 @@ def _with_lora(causal_lm: nn.Module, rank: int, alpha: float) -> PeftModel:
         target_modules=list(_TARGET_MODULES),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(causal_lm, config)  # type: ignore[arg-type]
+    return get_peft_model(causal_lm, config)  # type: ignore[arg-type]  # typed narrower than used
 
 
 def _projection(state: dict[str, torch.Tensor], checkpoint: str, d_in: int) -> nn.Sequential:
