@@ -39,7 +39,7 @@ import sae_jax
 from sae_jax.report import published
 
 HEADLINE = Workload()
-LARGE = Workload(members=1, d_sae=16384, k=64, d_in=576)
+LARGE = Workload(members=1, d_sae=16384, k=64, d_in=576, num_samples=2048)
 PUBLISHED_GRID = published.grid(num_seeds=1)
 GROWTH = {
     "members": [

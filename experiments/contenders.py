@@ -16,8 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+import sae_jax
 from sae_jax.sae import init_params
-from sae_jax.sweep.step import Hyperparameters, init_group, train_epoch
+from sae_jax.sweep.step import (
+    Hyperparameters,
+    init_group,
+    train_epoch,
+    with_encoders_transposed,
+)
 
 # The loop that the tests hold the engine to is the one that it is measured against.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
@@ -34,7 +40,7 @@ class Workload:
     d_sae: int = 512
     k: int = 50
     d_in: int = 2048
-    num_samples: int = 2048
+    num_samples: int = 4096
     batch_size: int = 256
 
     @property
@@ -71,11 +77,18 @@ class Runner:
 Contender = Callable[[Workload, np.ndarray], Runner]
 
 
-def engine(dtype: str, *, sparse: bool = False) -> Contender:
-    """The train step of `sae_jax` for all members at once, on one of its two paths."""
+def engine(dtype: str, *, path: str = "dense", side_by_side: bool = False) -> Contender:
+    """The train step of `sae_jax` for all members, as planned or forced side by side."""
 
     def prepare(workload: Workload, x: np.ndarray) -> Runner:
         members = workload.members
+        configs = sae_jax.grid(
+            d_sae=workload.d_sae, k=workload.k, seed=range(members), learning_rate=LEARNING_RATE
+        )
+        train_config = sae_jax.TrainConfig(
+            batch_size=workload.batch_size, compute_dtype=dtype, path=path, memory_budget=2**40
+        )
+        (group,) = sae_jax.plan_for(configs, x, train_config).groups
         hyper = Hyperparameters(
             seed=jnp.arange(members, dtype=jnp.uint32),
             d_sae=jnp.full(members, workload.d_sae, jnp.int32),
@@ -83,6 +96,8 @@ def engine(dtype: str, *, sparse: bool = False) -> Contender:
             learning_rate=jnp.full(members, LEARNING_RATE, jnp.float32),
         )
         state = init_group(hyper, d_in=workload.d_in, width=workload.d_sae)
+        if group.sparse_k is not None:
+            state = with_encoders_transposed(state)
         arguments = (hyper, jnp.asarray(x), jnp.uint32(0), jnp.int32(0))
         start = time.perf_counter()
         epoch = train_epoch.lower(
@@ -90,7 +105,8 @@ def engine(dtype: str, *, sparse: bool = False) -> Contender:
             *arguments,
             batch_size=workload.batch_size,
             dtype=dtype,
-            sparse_k=workload.k if sparse else None,
+            sparse_k=group.sparse_k,
+            one_by_one=group.one_by_one and not side_by_side,
         ).compile()
         compile_seconds = time.perf_counter() - start
 
@@ -188,7 +204,9 @@ TORCH_LOOP = "PyTorch loop"
 ENGINES: dict[str, Contender] = {
     "sae_jax float32": engine("float32"),
     "sae_jax bfloat16": engine("bfloat16"),
-    "sae_jax sparse": engine("float32", sparse=True),
+    "sae_jax sparse": engine("float32", path="sparse"),
+    "sae_jax sparse bfloat16": engine("bfloat16", path="sparse"),
+    "sae_jax float32, side by side": engine("float32", side_by_side=True),
 }
 LOOPS: dict[str, Contender] = {
     TORCH_LOOP: torch_loop(fused=False),

@@ -4,7 +4,7 @@ from sae_jax.configs import SAEConfig, TrainConfig, grid
 from sae_jax.sae import JumpReLUSAE, TopKSAE
 from sae_jax.store import ActivationStore
 from sae_jax.sweep.result import SweepResult
-from sae_jax.sweep.train import train_sweep
+from sae_jax.sweep.train import plan_for, train_sweep
 
 __all__ = [
     "ActivationStore",
@@ -14,5 +14,6 @@ __all__ = [
     "TopKSAE",
     "TrainConfig",
     "grid",
+    "plan_for",
     "train_sweep",
 ]

@@ -43,7 +43,7 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     a, b = operands
     gradient = gradient.astype(dtype)
-    return _product(gradient, transposed(b)), _product(transposed(a), gradient)
+    return product_with_transpose(gradient, b), _product(transposed(a), gradient)
 
 
 _dot.defvjp(_forward, _backward)
@@ -51,6 +51,12 @@ _dot.defvjp(_forward, _backward)
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.dot(a, b, preferred_element_type=jnp.float32)
+
+
+def product_with_transpose(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a @ b.T` of two matrices of one dtype, summed in float32."""
+    # float32 operands are not in need of the copy that `transposed` makes.
+    return _product(a, b.T if b.dtype == jnp.float32 else transposed(b))
 
 
 def transposed(a: jax.Array) -> jax.Array:

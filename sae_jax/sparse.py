@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from sae_jax.products import transposed
+from sae_jax.products import product_with_transpose
 
 # The latents of a row in blocks: the k blocks of largest maxima hold the k largest entries.
 _BLOCK = 16
@@ -86,7 +86,7 @@ def _forward(
     k_max: int,
     dtype: DTypeLike,
 ) -> tuple[jax.Array, Residuals]:
-    pre = _encoder_product(x, w_enc_t, dtype) + b_enc
+    pre = product_with_transpose(x.astype(dtype), w_enc_t.astype(dtype)) + b_enc
     indices = top_k(jnp.abs(pre), k_max)
     kept = jnp.arange(k_max) < k
     values = jnp.where(kept, jnp.take_along_axis(pre, indices, axis=1), 0.0)
@@ -116,13 +116,6 @@ def _backward(
 
 
 reconstruct.defvjp(_forward, _backward)
-
-
-def _encoder_product(x: jax.Array, w_enc_t: jax.Array, dtype: DTypeLike) -> jax.Array:
-    x, w_enc_t = x.astype(dtype), w_enc_t.astype(dtype)
-    # Only narrow operands need the copy that `transposed` makes.
-    w_enc = w_enc_t.T if jnp.dtype(dtype) == jnp.float32 else transposed(w_enc_t)
-    return jnp.dot(x, w_enc, preferred_element_type=jnp.float32)
 
 
 def _sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:

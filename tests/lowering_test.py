@@ -37,9 +37,10 @@ def lowered(function, arguments, platform):
     return exported
 
 
+@pytest.mark.parametrize("one_by_one", [False, True], ids=["vmap", "scan"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_an_epoch_lowers(platform, dtype):
+def test_an_epoch_lowers(platform, dtype, one_by_one):
     state = abstract_state()
     arguments = (
         state,
@@ -49,7 +50,9 @@ def test_an_epoch_lowers(platform, dtype):
         jax.ShapeDtypeStruct((), jnp.int32),
     )
     exported = lowered(
-        lambda *a: train_epoch(*a, batch_size=BATCH_SIZE, dtype=dtype), arguments, platform
+        lambda *a: train_epoch(*a, batch_size=BATCH_SIZE, dtype=dtype, one_by_one=one_by_one),
+        arguments,
+        platform,
     )
     *new_state, losses = exported.out_avals
     assert [leaf.shape for leaf in new_state] == [leaf.shape for leaf in jax.tree.leaves(state)]

@@ -14,7 +14,13 @@ import sae_jax
 from sae_jax import losses, sparse
 from sae_jax.sae import PARAM_NAMES, init_params
 from sae_jax.sweep.plan import plan_sweep
-from sae_jax.sweep.step import Hyperparameters, init_group, member_sae, train_epoch
+from sae_jax.sweep.step import (
+    Hyperparameters,
+    init_group,
+    member_sae,
+    train_epoch,
+    with_encoders_transposed,
+)
 
 D_IN = 24
 
@@ -160,7 +166,7 @@ def test_an_epoch_on_the_sparse_path_lowers(platform):
         k=jnp.full(2, 4, jnp.int32),
         learning_rate=jnp.full(2, 1e-3, jnp.float32),
     )
-    state = jax.eval_shape(lambda: init_group(hyper, d_in=D_IN, width=64))
+    state = jax.eval_shape(lambda: with_encoders_transposed(init_group(hyper, d_in=D_IN, width=64)))
 
     def losses_of_epoch(*leaves):
         start = jax.tree.unflatten(jax.tree.structure(state), leaves)

@@ -32,7 +32,20 @@ def hyperparameters(*members):
     )
 
 
-def train(hyper, x, width, *, epochs, batch_size=BATCH_SIZE, data_seed=0, dtype="float32"):
+in_both_orders = pytest.mark.parametrize("one_by_one", [False, True], ids=["vmap", "scan"])
+
+
+def train(
+    hyper,
+    x,
+    width,
+    *,
+    epochs,
+    batch_size=BATCH_SIZE,
+    data_seed=0,
+    dtype="float32",
+    one_by_one=False,
+):
     """The state after some epochs, and the losses of every step, `[num_steps, M]`."""
     state = init_group(hyper, d_in=x.shape[1], width=width)
     history = []
@@ -45,6 +58,7 @@ def train(hyper, x, width, *, epochs, batch_size=BATCH_SIZE, data_seed=0, dtype=
             jnp.int32(epoch),
             batch_size=batch_size,
             dtype=dtype,
+            one_by_one=one_by_one,
         )
         history.append(np.asarray(losses))
     return jax.device_get(state), np.concatenate(history)
@@ -76,10 +90,11 @@ def assert_equal_params(got, want, **tolerance):
         np.testing.assert_allclose(got[name], want[name], err_msg=name, **tolerance)
 
 
+@in_both_orders
 @pytest.mark.parametrize("n", [96, 70, 9], ids=["whole batches", "a rest", "less than a batch"])
-def test_an_epoch_equals_pytorch_with_every_sample_used_once(n):
+def test_an_epoch_equals_pytorch_with_every_sample_used_once(n, one_by_one):
     x, hyper = samples(n), hyperparameters((20, 4, 0, 1e-3), (WIDTH, 6, 1, 3e-3))
-    state, losses = train(hyper, x, WIDTH, epochs=2)
+    state, losses = train(hyper, x, WIDTH, epochs=2, one_by_one=one_by_one)
     assert losses.shape == (2 * -(-n // BATCH_SIZE), 2)
     for member, (d_sae, k, learning_rate) in enumerate([(20, 4, 1e-3), (WIDTH, 6, 3e-3)]):
         torch_losses, torch_params = train_in_torch(
@@ -115,10 +130,10 @@ def members(draw):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.tuples(members(), members(), members()))
-def test_a_member_equals_its_solo_run_and_padding_stays_zero(mix):
+@given(st.tuples(members(), members(), members()), st.booleans())
+def test_a_member_equals_its_solo_run_and_padding_stays_zero(mix, one_by_one):
     x = samples(70)
-    state, losses = train(hyperparameters(*mix), x, WIDTH, epochs=4)
+    state, losses = train(hyperparameters(*mix), x, WIDTH, epochs=4, one_by_one=one_by_one)
     assert len(losses) == 20
     moments = state.opt_state
     for i, member in enumerate(mix):
@@ -137,14 +152,13 @@ def test_a_member_equals_its_solo_run_and_padding_stays_zero(mix):
             assert not params["w_dec"][i, d_sae:].any()
 
 
+@in_both_orders
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_diverging_member_leaves_the_others_bit_for_bit(dtype):
-    x = samples(70)
+def test_a_diverging_member_leaves_the_others_bit_for_bit(dtype, one_by_one):
+    x, how = samples(70), {"epochs": 2, "dtype": dtype, "one_by_one": one_by_one}
     calm, wild = (15, 4, 0, 1e-3), (WIDTH, 6, 1, 1e30)
-    before, losses_before = train(
-        hyperparameters(calm, (WIDTH, 6, 1, 1e-3)), x, WIDTH, epochs=2, dtype=dtype
-    )
-    after, losses_after = train(hyperparameters(calm, wild), x, WIDTH, epochs=2, dtype=dtype)
+    before, losses_before = train(hyperparameters(calm, (WIDTH, 6, 1, 1e-3)), x, WIDTH, **how)
+    after, losses_after = train(hyperparameters(calm, wild), x, WIDTH, **how)
     assert np.isfinite(losses_after[0, 1])
     assert not np.isfinite(losses_after[2:, 1]).any()
     np.testing.assert_array_equal(losses_after[:, 0], losses_before[:, 0])

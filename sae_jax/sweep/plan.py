@@ -40,6 +40,7 @@ class Group:
       num_bytes: estimate of device memory in training.
       flops_per_step: floating-point operations of one step of all members.
       sparse_k: the largest k among members that take the sparse path; `None` on the dense.
+      one_by_one: whether they take turns, a whole epoch each.
     """
 
     members: tuple[int, ...]
@@ -49,6 +50,7 @@ class Group:
     num_bytes: int
     flops_per_step: int
     sparse_k: int | None = None
+    one_by_one: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +154,14 @@ def _group(
     num_params = 2 * d_in * width + width + d_in
     # Pre-activations, latents and their gradients; reconstruction, error, its gradient.
     num_activations = batch_size * (4 * width + 3 * d_in)
-    # On the sparse path members take turns.
-    num_at_once = 1 if sparse else len(members)
+    # A member alone keeps a CPU busy and finds more of its state in the caches; so does the
+    # sparse path, whose gathers do not batch well, keep any device.
+    one_by_one = sparse or jax.default_backend() == "cpu"
+    num_at_once = 1 if one_by_one else len(members)
     num_floats = (
         len(members) * _STATE_COPIES * num_params
         + num_at_once * (_STEP_COPIES * num_params + num_activations)
-        + sparse * _STATE_COPIES * num_params
+        + one_by_one * _STATE_COPIES * num_params
         + num_samples * d_in
     )
     # The encoder forward, and four products that the sparse path confines to k latents.
@@ -170,6 +174,7 @@ def _group(
         num_bytes=_FLOAT_BYTES * num_floats,
         flops_per_step=2 * batch_size * d_in * columns * len(members),
         sparse_k=largest_k if sparse else None,
+        one_by_one=one_by_one,
     )
 
 

@@ -66,7 +66,7 @@ def train_step(
     """One step of Adam on one batch.
 
     Args:
-      state: of one member; on the sparse path with every `w_enc` transposed.
+      state: of one member; on the sparse path with `w_enc` transposed.
       hyper: of the same member.
       x: `[b, D]`.
       dtype: of the operands of matrix products.
@@ -88,24 +88,30 @@ def train_step(
     return MemberState(params, opt_state), loss
 
 
-def _with_encoder_transposed(state: MemberState) -> MemberState:
-    """The state of one member with `w_enc` and its moments transposed."""
-
-    def transposed(tree: Params) -> Params:
-        return tree | {"w_enc": tree["w_enc"].T}
-
-    adam = state.opt_state
-    adam = adam._replace(mu=transposed(adam.mu), nu=transposed(adam.nu))
-    return MemberState(transposed(state.params), adam)
-
-
 @partial(jax.jit, static_argnames=("d_in", "width"))
 def init_group(hyper: Hyperparameters, *, d_in: int, width: int) -> MemberState:
     """The states of all members, leading axis M."""
     return jax.vmap(lambda member: init_member(member, d_in, width))(hyper)
 
 
-@partial(jax.jit, static_argnames=("batch_size", "dtype", "sparse_k"), donate_argnums=0)
+@partial(jax.jit, donate_argnums=0)
+def with_encoders_transposed(state: MemberState) -> MemberState:
+    """The states of all members with `w_enc` and its moments transposed; `state` is donated.
+
+    On the sparse path a latent is a row of its encoder, as it always is of its decoder.
+    """
+
+    def transposed(tree: Params) -> Params:
+        return tree | {"w_enc": jnp.swapaxes(tree["w_enc"], -1, -2)}
+
+    adam = state.opt_state
+    adam = adam._replace(mu=transposed(adam.mu), nu=transposed(adam.nu))
+    return MemberState(transposed(state.params), adam)
+
+
+@partial(
+    jax.jit, static_argnames=("batch_size", "dtype", "sparse_k", "one_by_one"), donate_argnums=0
+)
 def train_epoch(
     state: MemberState,
     hyper: Hyperparameters,
@@ -116,11 +122,13 @@ def train_epoch(
     batch_size: int,
     dtype: str,
     sparse_k: int | None = None,
+    one_by_one: bool = False,
 ) -> tuple[MemberState, jax.Array]:
     """Advances every member of a group by one epoch, as one device program.
 
     Args:
-      state: of M members, leading axis M; donated.
+      state: of M members, leading axis M, on the sparse path with encoders transposed;
+        donated.
       hyper: of the same members, `[M]` each.
       x: training samples `[n, D]`.
       data_seed: of the order of the samples.
@@ -128,6 +136,8 @@ def train_epoch(
       batch_size: samples a step; a smaller last batch holds what is left over.
       dtype: of the operands of matrix products.
       sparse_k: takes the sparse path, for members of at most this k.
+      one_by_one: whether a member's epoch begins when the one before has ended, and not
+        with it, in which case all members take each step side by side.
 
     Returns:
       The new state, and every step's loss, `[num_steps, M]`.
@@ -150,14 +160,11 @@ def train_epoch(
         stack: MemberState, member: tuple[jax.Array, Hyperparameters]
     ) -> tuple[MemberState, jax.Array]:
         i, hyper = member
-        state = _with_encoder_transposed(jax.tree.map(lambda leaf: leaf[i], stack))
-        state, step_losses = member_epoch(state, hyper)
-        state = _with_encoder_transposed(state)
+        state, step_losses = member_epoch(jax.tree.map(lambda leaf: leaf[i], stack), hyper)
         return jax.tree.map(lambda leaf, new: leaf.at[i].set(new), stack, state), step_losses
 
-    if sparse_k is None:
-        state, step_losses = jax.vmap(member_epoch)(state, hyper)
-    else:
-        # One by one: a large member keeps a device busy, and its gathers run faster alone.
+    if one_by_one:
         state, step_losses = lax.scan(next_member, state, (jnp.arange(len(hyper.k)), hyper))
+    else:
+        state, step_losses = jax.vmap(member_epoch)(state, hyper)
     return state, step_losses.T

@@ -24,7 +24,13 @@ from sae_jax.data import ActivationData, DataSlice, slices_of
 from sae_jax.evaluate import evaluate_group
 from sae_jax.sweep.plan import Group, Plan, plan_sweep
 from sae_jax.sweep.result import Member, SweepResult
-from sae_jax.sweep.step import Hyperparameters, MemberState, init_group, train_epoch
+from sae_jax.sweep.step import (
+    Hyperparameters,
+    MemberState,
+    init_group,
+    train_epoch,
+    with_encoders_transposed,
+)
 
 Slices = Mapping[DataSlice, np.ndarray]
 
@@ -165,6 +171,8 @@ def _train_group(
     hyper = _hyperparameters(configs)
     x = jnp.asarray(x_train)
     state = init_group(hyper, d_in=x.shape[1], width=group.width)
+    if group.sparse_k is not None:
+        state = with_encoders_transposed(state)
     steps_per_epoch = -(-len(x) // train_config.batch_size)
     history: list[np.ndarray | jax.Array] = []
     first_epoch = 0
@@ -182,6 +190,7 @@ def _train_group(
             batch_size=train_config.batch_size,
             dtype=train_config.compute_dtype,
             sparse_k=group.sparse_k,
+            one_by_one=group.one_by_one,
         )
         if history:
             # One epoch behind, so that the device never waits for the display.
@@ -194,6 +203,8 @@ def _train_group(
             if stop and not last:
                 raise SystemExit(128 + signal.SIGTERM)
         bar.update(len(configs))
+    if group.sparse_k is not None:
+        state = with_encoders_transposed(state)
     return state, _joined(history)
 
 
