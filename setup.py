@@ -34,7 +34,7 @@ setup(
         "chex",
         "numpy",
         "scipy",
-        "scikit-learn",
+        "scikit-learn>=1.8",
         "safetensors",
         "huggingface_hub",
         "absl-py",

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_llama import D_IN, NUM_LAYERS, VOCAB_SIZE, save_tiny_llama
+from tiny_llama import D_IN, NUM_LAYERS, VOCAB_SIZE
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sae_jax.extraction.answers import evaluate, last_number
@@ -21,19 +21,14 @@ MODULES = {
 
 
 @pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    return save_tiny_llama(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def state(base_folder):
+def state(tiny_llama_folder):
     """A checkpoint in the published layout, built from its description, with random weights."""
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape):
         return torch.randn(shape, generator=generator) * 0.15
 
-    base = LlamaForCausalLM.from_pretrained(base_folder, dtype=torch.float32).state_dict()
+    base = LlamaForCausalLM.from_pretrained(tiny_llama_folder, dtype=torch.float32).state_dict()
     state = {}
     for name, tensor in base.items():
         module = name.removesuffix(".weight")
@@ -64,17 +59,17 @@ def checkpoint(state, tmp_path_factory):
     return save(state, tmp_path_factory.mktemp("checkpoint"))
 
 
-def load(base_folder, checkpoint, **options):
-    return load_codi(load_model(base_folder, device="cpu"), checkpoint, **options)
+def load(tiny_llama_folder, checkpoint, **options):
+    return load_codi(load_model(tiny_llama_folder, device="cpu"), checkpoint, **options)
 
 
 @pytest.fixture(scope="module")
-def model(base_folder, checkpoint):
-    return load(base_folder, checkpoint)
+def model(tiny_llama_folder, checkpoint):
+    return load(tiny_llama_folder, checkpoint)
 
 
-def merged_by_hand(base_folder, state):
-    config = LlamaConfig.from_pretrained(base_folder)
+def merged_by_hand(tiny_llama_folder, state):
+    config = LlamaConfig.from_pretrained(tiny_llama_folder)
     config.vocab_size = VOCAB_SIZE + 3
     reference = LlamaForCausalLM(config).eval()
     weights = {}
@@ -113,12 +108,12 @@ def thoughts_alone(reference, state, prompt, num_positions=6):
 
 
 @torch.no_grad()
-def test_every_layer_and_position_equals_a_plain_loop(base_folder, checkpoint, state):
+def test_every_layer_and_position_equals_a_plain_loop(tiny_llama_folder, checkpoint, state):
     # In float64: six passes through random weights amplify rounding a thousandfold.
-    model = load(base_folder, checkpoint)
+    model = load(tiny_llama_folder, checkpoint)
     model.causal_lm.double()
     model.projection.double()
-    reference = merged_by_hand(base_folder, state).double()
+    reference = merged_by_hand(tiny_llama_folder, state).double()
     doubled = {name: tensor.double() for name, tensor in state.items()}
     prompts = [model.prompt_ids(question) for question in QUESTIONS]
     activations = thought_activations(model, prompts, layers=range(NUM_LAYERS), feedback="codi")
@@ -128,8 +123,8 @@ def test_every_layer_and_position_equals_a_plain_loop(base_folder, checkpoint, s
 
 
 @torch.no_grad()
-def test_greedy_answers_equal_a_plain_loop(base_folder, state, model):
-    reference = merged_by_hand(base_folder, state)
+def test_greedy_answers_equal_a_plain_loop(tiny_llama_folder, state, model):
+    reference = merged_by_hand(tiny_llama_folder, state)
     embedding = reference.get_input_embeddings().weight
     expected = []
     for question in QUESTIONS:
@@ -151,7 +146,7 @@ def test_greedy_answers_equal_a_plain_loop(base_folder, state, model):
     assert list(result.answers) == expected
 
 
-def test_accuracy_counts_the_last_number(base_folder, model):
+def test_accuracy_counts_the_last_number(tiny_llama_folder, model):
     answers = evaluate(
         [Problem(str(i), question, "0") for i, question in enumerate(QUESTIONS)],
         model,
@@ -186,30 +181,30 @@ def test_evaluation_needs_numeric_answers(model):
         evaluate([Problem("p", "What?", "blue")], model, feedback="codi")
 
 
-def test_the_prompt_may_end_with_an_end_of_sequence_token(base_folder, checkpoint, model):
-    official = load(base_folder, checkpoint, eos_before_thoughts=True)
+def test_the_prompt_may_end_with_an_end_of_sequence_token(tiny_llama_folder, checkpoint, model):
+    official = load(tiny_llama_folder, checkpoint, eos_before_thoughts=True)
     plain = model.prompt_ids("1+1?")
     assert official.prompt_ids("1+1?") == [*plain, model.tokenizer.eos_token_id]
     assert plain[0] == model.tokenizer.bos_token_id
 
 
-def test_lora_alpha_scales_the_products(base_folder, checkpoint, state):
-    model = load(base_folder, checkpoint, lora_alpha=0)
+def test_lora_alpha_scales_the_products(tiny_llama_folder, checkpoint, state):
+    model = load(tiny_llama_folder, checkpoint, lora_alpha=0)
     weight = model.causal_lm.get_submodule("model.layers.1.mlp.up_proj").weight
     expected = state["codi.base_model.model.model.layers.1.mlp.up_proj.base_layer.weight"]
     torch.testing.assert_close(weight, expected)
 
 
-def test_pytorch_model_bin_gives_the_same_weights(base_folder, state, model, tmp_path):
+def test_pytorch_model_bin_gives_the_same_weights(tiny_llama_folder, state, model, tmp_path):
     torch.save(state, tmp_path / "pytorch_model.bin")
-    other = load(base_folder, str(tmp_path)).causal_lm.state_dict()
+    other = load(tiny_llama_folder, str(tmp_path)).causal_lm.state_dict()
     for name, tensor in model.causal_lm.state_dict().items():
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=0)
 
 
-def test_a_projection_without_layer_norm_is_read_as_such(base_folder, state, tmp_path):
+def test_a_projection_without_layer_norm_is_read_as_such(tiny_llama_folder, state, tmp_path):
     without = {name: t for name, t in state.items() if not name.startswith("prj.ln")}
-    model = load(base_folder, save(without, tmp_path))
+    model = load(tiny_llama_folder, save(without, tmp_path))
     hidden = torch.ones(D_IN)
     inner = torch.nn.functional.gelu(state["prj.1.weight"] @ hidden + state["prj.1.bias"])
     expected = state["prj.3.weight"] @ inner + state["prj.3.bias"]
@@ -229,34 +224,34 @@ def test_a_projection_without_layer_norm_is_read_as_such(base_folder, state, tmp
         "prj.ln.bias",
     ],
 )
-def test_a_missing_weight_is_refused_by_name(base_folder, state, tmp_path, name):
+def test_a_missing_weight_is_refused_by_name(tiny_llama_folder, state, tmp_path, name):
     rest = {other: tensor for other, tensor in state.items() if other != name}
     with pytest.raises(ValueError, match=f"lacks .*{name}"):
-        load(base_folder, save(rest, tmp_path))
+        load(tiny_llama_folder, save(rest, tmp_path))
 
 
-def test_an_unexpected_weight_is_refused_by_name(base_folder, state, tmp_path):
+def test_an_unexpected_weight_is_refused_by_name(tiny_llama_folder, state, tmp_path):
     more = {**state, "prj.5.weight": torch.zeros(2)}
     with pytest.raises(ValueError, match=r"unexpected prj\.5\.weight"):
-        load(base_folder, save(more, tmp_path))
+        load(tiny_llama_folder, save(more, tmp_path))
 
 
-def test_a_weight_of_another_shape_is_refused(base_folder, state, tmp_path):
+def test_a_weight_of_another_shape_is_refused(tiny_llama_folder, state, tmp_path):
     name = "codi.base_model.model.model.embed_tokens.weight"
     other = {**state, name: state[name][:-3]}
     with pytest.raises(ValueError, match=r"wrong shape of .*\[100, 16\], expected \[103, 16\]"):
-        load(base_folder, save(other, tmp_path))
+        load(tiny_llama_folder, save(other, tmp_path))
 
 
-def test_a_folder_without_weights_is_refused(base_folder, tmp_path):
+def test_a_folder_without_weights_is_refused(tiny_llama_folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match=r"neither of model\.safetensors, pytorch_model\.bin"):
-        load(base_folder, str(tmp_path))
+        load(tiny_llama_folder, str(tmp_path))
 
 
-def test_a_checkpoint_that_is_not_there_is_refused(base_folder, tmp_path, monkeypatch):
+def test_a_checkpoint_that_is_not_there_is_refused(tiny_llama_folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no CODI checkpoint at"):
-        load(base_folder, str(tmp_path / "nowhere"))
+        load(tiny_llama_folder, str(tmp_path / "nowhere"))
 
 
 class Payload:
@@ -264,8 +259,8 @@ class Payload:
         return (print, ("this must never run",))
 
 
-def test_a_pickle_with_code_in_it_is_refused(base_folder, tmp_path, capsys):
+def test_a_pickle_with_code_in_it_is_refused(tiny_llama_folder, tmp_path, capsys):
     torch.save({"prj.1.weight": Payload()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="not a file of tensors alone"):
-        load(base_folder, str(tmp_path))
+        load(tiny_llama_folder, str(tmp_path))
     assert "must never run" not in capsys.readouterr().out

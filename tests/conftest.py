@@ -17,3 +17,11 @@ def smollm2_split() -> tuple[np.ndarray, np.ndarray]:
     x = np.load(path, allow_pickle=False).astype(np.float32)
     order = np.random.RandomState(42).permutation(len(x))
     return x[order[1495:]], x[order[:1495]]
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random LLaMA as transformers saves it."""
+    from tiny_llama import save_tiny_llama  # Imports PyTorch, which most tests do without.
+
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny_llama"))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_llama import D_IN, NUM_LAYERS, save_tiny_llama
+from tiny_llama import D_IN, NUM_LAYERS
 from transformers import AutoModelForCausalLM
 
 from sae_jax.extraction.answers import read_tokens
@@ -20,13 +20,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny_llama(tmp_path_factory.mktemp("tiny_llama"))
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return load_model(folder, device="cpu")
+def model(tiny_llama_folder):
+    return load_model(tiny_llama_folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +45,8 @@ def thoughts_alone(reference, prompt, feedback, num_positions=6):
 
 
 @pytest.mark.parametrize("feedback", ["soft", "hidden"])
-def test_a_left_padded_batch_equals_a_plain_loop(folder, model, prompts, feedback):
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def test_a_left_padded_batch_equals_a_plain_loop(tiny_llama_folder, model, prompts, feedback):
+    reference = AutoModelForCausalLM.from_pretrained(tiny_llama_folder, dtype=torch.float32)
     activations = thought_activations(model, prompts, layers=LAYERS, feedback=feedback)
     assert activations.shape == (NUM_LAYERS, 6, len(prompts), D_IN)
     with torch.no_grad():
@@ -66,8 +61,8 @@ def test_chosen_layers_and_positions_are_those_of_the_whole(model, prompts):
     torch.testing.assert_close(chosen, whole[[2, 0]][:, [4, 1]], rtol=0, atol=1e-6)
 
 
-def test_tokens_read_after_the_thoughts_equal_a_plain_loop(folder, model, prompts):
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def test_tokens_read_after_the_thoughts_equal_a_plain_loop(tiny_llama_folder, model, prompts):
+    reference = AutoModelForCausalLM.from_pretrained(tiny_llama_folder, dtype=torch.float32)
     context, _ = think(model, prompts, num_positions=2, feedback="hidden")
     answer = torch.tensor([[5, 6, 7]] * len(prompts))
     with torch.inference_mode():
@@ -124,8 +119,8 @@ def test_wrong_requests(model, prompts, options, message):
         think(model, prompts, **options)
 
 
-def test_token_states_are_those_transformers_reports(folder, model, prompts):
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def test_token_states_are_those_transformers_reports(tiny_llama_folder, model, prompts):
+    reference = AutoModelForCausalLM.from_pretrained(tiny_llama_folder, dtype=torch.float32)
     chosen = token_activations(model, prompts, layers=LAYERS, positions=[0, 3, -1])
     everything = all_token_activations(model, prompts, layers=LAYERS)
     assert everything.shape == (NUM_LAYERS, sum(map(len, prompts)), D_IN)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_llama import D_IN, NUM_LAYERS, save_tiny_llama
+from tiny_llama import D_IN, NUM_LAYERS
 
 from sae_jax.extraction import extract as extract_module
 from sae_jax.extraction.continuous_thoughts import thought_activations
@@ -30,13 +30,8 @@ def make_problems(num_problems):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny_llama(tmp_path_factory.mktemp("tiny_llama"))
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return load_model(folder, device="cpu")
+def model(tiny_llama_folder):
+    return load_model(tiny_llama_folder, device="cpu")
 
 
 @pytest.fixture
@@ -79,7 +74,7 @@ def test_the_store_holds_every_problem_layer_and_position(tmp_path, model, small
                 )
 
 
-def test_tokens_of_the_prompt_without_thoughts(tmp_path, model, folder):
+def test_tokens_of_the_prompt_without_thoughts(tmp_path, model, tiny_llama_folder):
     problems = make_problems(5)
     store = extract(
         problems,
@@ -178,36 +173,39 @@ def test_a_model_that_is_not_there(monkeypatch, source, message):
         load_model(source)
 
 
-def test_wrong_model_options(folder):
+def test_wrong_model_options(tiny_llama_folder):
     with pytest.raises(ValueError, match="dtype is 'int4'; allowed: float32, bfloat16"):
-        load_model(folder, dtype="int4")
+        load_model(tiny_llama_folder, dtype="int4")
     with pytest.raises(ValueError, match="prompt template 'Q:' has no {question}"):
-        load_model(folder, device="cpu", prompt_template="Q:")
+        load_model(tiny_llama_folder, device="cpu", prompt_template="Q:")
 
 
-def test_a_prompt_template_overrides_the_chat_template(folder):
-    plain, templated = load_model(folder), load_model(folder, prompt_template="Q: {question} A:")
+def test_a_prompt_template_overrides_the_chat_template(tiny_llama_folder):
+    plain, templated = (
+        load_model(tiny_llama_folder),
+        load_model(tiny_llama_folder, prompt_template="Q: {question} A:"),
+    )
     assert plain.prompt_ids("1+1?") == plain.tokenizer("1+1?")["input_ids"]
     assert templated.prompt_ids("1+1?") == plain.tokenizer("Q: 1+1? A:")["input_ids"]
     plain.tokenizer.chat_template = "{{bos_token}}<{{messages[0]['content']}}>"
     assert plain.prompt_ids("1+1?") == plain.tokenizer("<1+1?>")["input_ids"]
 
 
-def extract_in_child(folder, output):
+def extract_in_child(tiny_llama_folder, output):
     """What the killed process runs: 12 shards of two problems."""
     extract_module._MAX_SHARD_SIZE = 2
-    model = load_model(folder, device="cpu")
+    model = load_model(tiny_llama_folder, device="cpu")
     options = {"layers": LAYERS, "batch_size": 2, "resume": True, "progress": False}
     extract(make_problems(24), model, output, **options)
 
 
 @pytest.mark.parametrize("num_kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_change_nothing(tmp_path, folder, num_kills):
+def test_kills_at_random_moments_change_nothing(tmp_path, tiny_llama_folder, num_kills):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sae_jax.extraction.extract"])
 
     def start(output):
-        process = context.Process(target=extract_in_child, args=(folder, output))
+        process = context.Process(target=extract_in_child, args=(tiny_llama_folder, output))
         process.start()
         return process
 
@@ -251,7 +249,7 @@ def write_problems(file, problems):
     return file
 
 
-def test_two_ranks_write_the_store_of_one(tmp_path, folder, model):
+def test_two_ranks_write_the_store_of_one(tmp_path, tiny_llama_folder, model):
     # Three shards of 512 problems, so that both ranks have work.
     problems = write_problems(tmp_path / "problems.jsonl", make_problems(1100))
     arguments = [f"--problems={problems}", f"--model={folder}", "--batch_size=64"]

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from tiny_llama import D_IN, NUM_LAYERS, save_tiny_llama
+from tiny_llama import D_IN, NUM_LAYERS
 from transformers import AutoModelForCausalLM
 
 from sae_jax.extraction.continuous_thoughts import thought_activations
@@ -35,18 +35,13 @@ def one_thread(request):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny_llama(tmp_path_factory.mktemp("tiny_llama"))
+def model(tiny_llama_folder):
+    return load_model(tiny_llama_folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def model(folder):
-    return load_model(folder, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def reference(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def reference(tiny_llama_folder):
+    return AutoModelForCausalLM.from_pretrained(tiny_llama_folder, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,13 @@ def test_slices_are_never_mixed():
     ]
 
 
+def test_large_groups_and_single_members_train_one_by_one_on_a_cpu():
+    # 2,099,712 parameters and twice as many moments, 4 bytes each: 25.2 MB a member.
+    for num_members, one_by_one in ((1, True), (2, False), (3, True)):
+        (group,) = plan_sweep(members(*[512] * num_members), SIZES, TrainConfig()).groups
+        assert group.one_by_one == one_by_one
+
+
 def test_memory_budget_cuts_a_sweep_into_groups():
     configs = members(*[512] * 10)
     (whole,) = plan_sweep(configs, SIZES, TrainConfig()).groups
@@ -112,5 +119,8 @@ def test_plan_prints_as_a_table_before_training():
     x = np.random.default_rng(0).normal(size=(100, 64)).astype(np.float32)
     plan = plan_for(grid(d_sae=(64, 32), k=4, seed=range(3)), x, TrainConfig(max_padding=0.0))
     header, *rows = str(plan).splitlines()
-    assert header.split()[:3] == ["group", "members", "width"]
-    assert [row.split()[:3] for row in rows] == [["0", "3", "64"], ["1", "3", "32"]]
+    assert header.split()[:4] == ["group", "members", "order", "width"]
+    assert [row.split() for row in rows] == [
+        ["0", "3", "side", "by", "side", "64", "dense", "-", "-", "0.0%", "0.8", "0.12"],
+        ["1", "3", "side", "by", "side", "32", "dense", "-", "-", "0.0%", "0.5", "0.06"],
+    ]
