@@ -22,7 +22,6 @@ A section takes minutes on 2 CPU cores. On a Zen 4 with AVX-512 BF16 expect the 
 import csv
 import dataclasses
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -237,11 +236,17 @@ def _added_memory(name: str, workload: Workload) -> float:
     """MiB between the peak before preparing and the peak after two epochs."""
     x = np.ones((workload.num_samples, workload.d_in), np.float32)
     x += np.random.default_rng(0).standard_normal(x.shape, np.float32)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_mib()
     runner = contenders.CONTENDERS[name](workload, x)
     for _ in range(2):
         runner.run()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return _peak_mib() - before
+
+
+def _peak_mib() -> float:
+    """Of this process; `getrusage` would count that of the process which started it."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def print_table(rows: Iterable[Row]) -> None:

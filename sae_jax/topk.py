@@ -1,5 +1,7 @@
 """Exact top-k selection whose k is a traced value."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -36,13 +38,31 @@ def _count(mask: jax.Array) -> jax.Array:
 
 
 def _kth_largest(bits: jax.Array, k: jax.Array | int) -> jax.Array:
-    """The largest t, `[..., 1]`, with at least k entries of each row `>= t`."""
+    """The largest t, `[..., 1]`, with at least k entries of each row `>= t`.
 
-    def set_bit(i: jax.Array, t: jax.Array) -> jax.Array:
+    Or, where it stops early, any t with exactly k of them, which marks the same entries. An
+    accelerator would wait for the host in every round to hear whether all rows are done.
+    """
+    early, late = (partial(_bisect, stop_early=stop_early) for stop_early in (True, False))
+    return lax.platform_dependent(bits, k, cpu=early, default=late)
+
+
+def _bisect(bits: jax.Array, k: jax.Array | int, *, stop_early: bool) -> jax.Array:
+    def unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        i, _, exact = state
+        return (i < 31) & ~jnp.all(exact) if stop_early else i < 31
+
+    def set_bit(
+        state: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        i, t, exact = state
         candidate = t | (jnp.int32(1) << (30 - i))
-        return jnp.where(_count(bits >= candidate) >= k, candidate, t)
+        count = _count(bits >= candidate)
+        t = jnp.where((count >= k) & ~exact, candidate, t)
+        return i + 1, t, exact | (count == k)
 
-    return lax.fori_loop(0, 31, set_bit, jnp.zeros_like(bits[..., :1]))
+    zeros = jnp.zeros_like(bits[..., :1])
+    return lax.while_loop(unfinished, set_bit, (jnp.int32(0), zeros, zeros > 0))[1]
 
 
 def _last_index_kept(tied: jax.Array, surplus: jax.Array) -> jax.Array:

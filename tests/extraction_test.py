@@ -252,7 +252,7 @@ def write_problems(file, problems):
 def test_two_ranks_write_the_store_of_one(tmp_path, tiny_llama_folder, model):
     # Three shards of 512 problems, so that both ranks have work.
     problems = write_problems(tmp_path / "problems.jsonl", make_problems(1100))
-    arguments = [f"--problems={problems}", f"--model={folder}", "--batch_size=64"]
+    arguments = [f"--problems={problems}", f"--model={tiny_llama_folder}", "--batch_size=64"]
     arguments += ["--feedback=hidden", "--positions=" + ",".join(map(str, range(1, 9)))]
     one = run_script(*arguments, f"--output={tmp_path / 'one'}")
     assert one.returncode == 0, one.stderr

@@ -121,6 +121,6 @@ def test_plan_prints_as_a_table_before_training():
     header, *rows = str(plan).splitlines()
     assert header.split()[:4] == ["group", "members", "order", "width"]
     assert [row.split() for row in rows] == [
-        ["0", "3", "side", "by", "side", "64", "dense", "-", "-", "0.0%", "0.8", "0.12"],
-        ["1", "3", "side", "by", "side", "32", "dense", "-", "-", "0.0%", "0.5", "0.06"],
+        ["0", "3", "side", "by", "side", "64", "dense", "-", "-", "0.0%", "1.8", "0.03"],
+        ["1", "3", "side", "by", "side", "32", "dense", "-", "-", "0.0%", "1.2", "0.02"],
     ]

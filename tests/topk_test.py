@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sae_jax.sae import TopKSAE, init_params
-from sae_jax.topk import top_k_mask
+from sae_jax.topk import _bisect, top_k_mask
 
 NUM_ROWS, NUM_LATENTS = 3, 13
 SMALLEST_SUBNORMAL = np.float32(1e-45)
@@ -46,6 +46,16 @@ def rows(elements):
 @given(rows(st.sampled_from(AWKWARD)), st.integers(1, NUM_LATENTS))
 def test_ties_and_extremes(values, k):
     np.testing.assert_array_equal(jitted_mask(values, k), oracle(values, k))
+
+
+@pytest.mark.parametrize("stop_early", [True, False], ids=["cpu", "accelerators"])
+@given(rows(st.sampled_from(AWKWARD)), st.integers(1, NUM_LATENTS))
+@settings(max_examples=50, deadline=None)
+def test_both_bisections_find_thresholds_of_the_k_largest(stop_early, values, k):
+    bits = values.view(np.int32)
+    threshold = jax.jit(_bisect, static_argnames="stop_early")(bits, k, stop_early=stop_early)
+    kth_largest = -np.sort(-bits, axis=-1)[:, k - 1 : k]
+    np.testing.assert_array_equal(bits >= threshold, bits >= kth_largest)
 
 
 @settings(max_examples=100, deadline=None)

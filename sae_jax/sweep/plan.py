@@ -20,7 +20,7 @@ ACCELERATOR_MAX_PADDING = 0.5
 # From how many latents, and how many for each one kept, the sparse path is faster;
 # measured on CPU, where alone it is chosen unasked.
 SPARSE_MIN_D_SAE = 1024
-SPARSE_MIN_RATIO = 32
+SPARSE_MIN_RATIO = {"float32": 40, "bfloat16": 56}
 
 # Up to how many bytes of parameters and moments members train side by side on a CPU.
 # Larger groups are up to 14 % faster one by one, when more of a member's state stays in
@@ -145,7 +145,8 @@ def plan_sweep(
 def _takes_sparse_path(config: SAEConfig, train_config: TrainConfig) -> bool:
     if train_config.path != "auto":
         return train_config.path == "sparse"
-    large = config.d_sae >= max(SPARSE_MIN_D_SAE, SPARSE_MIN_RATIO * config.k)
+    min_ratio = SPARSE_MIN_RATIO[train_config.compute_dtype]
+    large = config.d_sae >= max(SPARSE_MIN_D_SAE, min_ratio * config.k)
     return large and jax.default_backend() == "cpu"
 
 
