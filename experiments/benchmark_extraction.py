@@ -75,9 +75,10 @@ def _measure_speed() -> None:
         rate = len(prompts) / (time.perf_counter() - start)
         found = found[:, :, strided]
         by_problem = _differences(found, expected)
+        difference = (found - expected).norm() / expected.norm()
         print(
             f"| batches of {_BATCH_SIZE.value}, {dtype} ({len(prompts)} problems) "
-            f"| {rate:.2f} | {rate / loop_rate:.2f} | {(found - expected).norm() / expected.norm():.1e} "
+            f"| {rate:.2f} | {rate / loop_rate:.2f} | {difference:.1e} "
             f"| {by_problem.median():.1e}, {by_problem.max():.1e} |"
         )
 
