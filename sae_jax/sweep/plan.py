@@ -12,8 +12,8 @@ from sae_jax.data import DataSlice
 
 # Largest share of a group's arithmetic that padding may take unless the user says
 # otherwise. A CPU pays for padded work in full, and for another group with seconds of
-# compilation; 0.05 was fastest on the published grid at 25 epochs. An accelerator that
-# small members leave idle should bear more; there the figure is a judgment.
+# compilation: the published grid takes as long at 0 as at 0.1, and longer at 0.2. An
+# accelerator that small members leave idle should bear more; there it is a judgment.
 DEFAULT_MAX_PADDING = {"cpu": 0.05}
 ACCELERATOR_MAX_PADDING = 0.5
 
