@@ -43,7 +43,10 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     a, b = operands
     gradient = gradient.astype(dtype)
-    return product_with_transpose(gradient, b), _product(transposed(a), gradient)
+    # A float32 product reads a transpose in place; copying pays only for the smaller operand.
+    in_place = a.dtype == jnp.float32 and a.shape[1] > gradient.shape[1]
+    a_t = a.T if in_place else transposed(a)
+    return product_with_transpose(gradient, b), _product(a_t, gradient)
 
 
 _dot.defvjp(_forward, _backward)
@@ -55,8 +58,10 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def product_with_transpose(a: jax.Array, b: jax.Array) -> jax.Array:
     """`a @ b.T` of two matrices of one dtype, summed in float32."""
-    # float32 operands are not in need of the copy that `transposed` makes.
-    return _product(a, b.T if b.dtype == jnp.float32 else transposed(b))
+    if b.dtype == jnp.float32:
+        return _product(a, b.T)
+    # Of a batch and a weight the batch is the smaller, so it is the one to transpose.
+    return lax.optimization_barrier(_product(b, transposed(a))).T
 
 
 def transposed(a: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ def value_and_gradients(a, b, gradient, dtype):
     return value, *pull(jnp.asarray(gradient))
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (2, 5, 7), (3, 2, 5, 7), (1, 7)])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 4), (2, 5, 7), (3, 2, 5, 7), (1, 7)])
 def test_float32_equals_autodiff_of_the_plain_product(shape):
     a, b, gradient = operands(*shape)
     value, pull = jax.vjp(lambda a, b: a @ b, a, b)
