@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from sae_jax.products import product_with_transpose
+from sae_jax.products import dot, product_with_transpose
 
 # The latents of a row in blocks: the k blocks of largest maxima hold the k largest entries.
 _BLOCK = 16
@@ -20,6 +20,13 @@ _BLOCK = 16
 # Samples of a latent whose share of its gradient is gathered. A dense product adds the
 # samples that a latent has beyond these: the more slots, the fewer latents have any.
 _NUM_SLOTS = 8
+
+# Gathers that XLA fuses into one pass over the sums: one each reads and writes these as
+# often as the rows themselves.
+_UNROLL = 8
+
+# Samples whose selected rows are gathered before they are multiplied.
+_SAMPLES_AT_ONCE = 16
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -90,8 +97,8 @@ def _forward(
     indices = top_k(jnp.abs(pre), k_max)
     kept = jnp.arange(k_max) < k
     values = jnp.where(kept, jnp.take_along_axis(pre, indices, axis=1), 0.0)
-    w_dec = w_dec.astype(dtype)
-    x_hat = _sum_of_rows(values.astype(dtype), indices, w_dec) + b_dec
+    w_dec = _rounded(w_dec, dtype)
+    x_hat = _sum_of_rows(_rounded(values, dtype), indices, w_dec) + b_dec
     # A latent that is not kept gets an index of its own, past the end.
     return x_hat, (w_dec, x, values, jnp.where(kept, indices, len(w_dec)))
 
@@ -101,14 +108,14 @@ def _backward(
 ) -> tuple[jax.Array | None, ...]:
     w_dec, x, values, indices = residuals
     num_latents = len(w_dec)
-    rounded = gradient.astype(dtype)
+    rounded = _rounded(gradient, dtype)
     value_grads = _products_with_rows(rounded, indices, w_dec)
     value_grads = jnp.where(indices < num_latents, value_grads, 0.0)
-    sums = partial(_sums_over_samples, indices, *_slots(indices, num_latents))
+    sums = partial(_sums_over_samples, indices, *_slots(indices, num_latents), dtype)
     return (
-        sums(value_grads.astype(dtype), x.astype(dtype)),
+        sums(_rounded(value_grads, dtype), _rounded(x, dtype)),
         jnp.zeros(num_latents).at[indices].add(value_grads, mode="drop"),
-        sums(values.astype(dtype), rounded),
+        sums(_rounded(values, dtype), rounded),
         jnp.sum(gradient, axis=0),
         None,
         None,
@@ -118,28 +125,31 @@ def _backward(
 reconstruct.defvjp(_forward, _backward)
 
 
+def _rounded(a: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """`a` rounded to `dtype` but kept in float32, of which XLA's CPU backend gathers faster."""
+    info = jnp.finfo(dtype)
+    return lax.reduce_precision(a, exponent_bits=info.nexp, mantissa_bits=info.nmant)
+
+
 def _sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:
-    """For each sample, the sum of the rows `[F, D]` that it selects, times its values."""
+    """For each sample, the sum of the rows `[F, D]` that it selects, times their values."""
 
     def add(total: jax.Array, column: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         value, index = column
-        return total + _scaled(value, rows[index]), None
+        return total + value[:, None] * rows[index], None
 
-    zeros = jnp.zeros((len(values), rows.shape[1]), jnp.float32)
-    return lax.scan(add, zeros, (values.T, indices.T))[0]
+    zeros = jnp.zeros((len(values), rows.shape[1]))
+    return lax.scan(add, zeros, (values.T, indices.T), unroll=_UNROLL)[0]
 
 
 def _products_with_rows(x: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:
     """For each sample, its inner products with the rows that it selects, `[b, k]`."""
 
-    def product(_: None, index: jax.Array) -> tuple[None, jax.Array]:
-        return None, jnp.sum(x.astype(jnp.float32) * rows[index].astype(jnp.float32), axis=-1)
+    def products(sample: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x, indices = sample
+        return rows[indices] @ x
 
-    return lax.scan(product, None, indices.T)[1].T
-
-
-def _scaled(values: jax.Array, rows: jax.Array) -> jax.Array:
-    return values[:, None].astype(jnp.float32) * rows.astype(jnp.float32)
+    return lax.map(products, (x, indices), batch_size=_SAMPLES_AT_ONCE)
 
 
 def _slots(indices: jax.Array, num_latents: int) -> tuple[jax.Array, jax.Array]:
@@ -153,7 +163,12 @@ def _slots(indices: jax.Array, num_latents: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _sums_over_samples(
-    indices: jax.Array, slots: jax.Array, counts: jax.Array, values: jax.Array, x: jax.Array
+    indices: jax.Array,
+    slots: jax.Array,
+    counts: jax.Array,
+    dtype: DTypeLike,
+    values: jax.Array,
+    x: jax.Array,
 ) -> jax.Array:
     """For each latent, the sum of the samples that select it, times their values, `[F, D]`.
 
@@ -162,7 +177,7 @@ def _sums_over_samples(
     batch_size, k = indices.shape
     num_latents = len(counts)
     sample = lax.broadcasted_iota(jnp.int32, indices.shape, 0)
-    empty = jnp.zeros((_NUM_SLOTS, num_latents), values.dtype)
+    empty = jnp.zeros((_NUM_SLOTS, num_latents))
     slot_values = empty.at[slots, indices].set(values, mode="drop")
     slot_samples = empty.astype(jnp.int32).at[slots, indices].set(sample, mode="drop")
 
@@ -174,15 +189,15 @@ def _sums_over_samples(
 
     def gathered(total: jax.Array) -> jax.Array:
         for value, index in zip(slot_values, slot_samples, strict=True):
-            total = total + _scaled(value, x[index])
+            total = total + value[:, None] * x[index]
         return total
 
     def with_late_samples() -> jax.Array:
         late_rank = rank.at[indices].get(mode="fill", fill_value=nowhere)
         late = jnp.where(slots >= _NUM_SLOTS, late_rank, nowhere)
-        z = jnp.zeros((max_crowded + 1, batch_size), values.dtype)
-        z = z.at[late, sample].set(values, mode="drop")
-        return gathered(jnp.dot(z, x, preferred_element_type=jnp.float32)[rank])
+        z = jnp.zeros((max_crowded + 1, batch_size), dtype)
+        z = z.at[late, sample].set(values.astype(dtype), mode="drop")
+        return gathered(dot(z, x, dtype)[rank])
 
-    zeros = jnp.zeros((num_latents, x.shape[1]), jnp.float32)
+    zeros = jnp.zeros((num_latents, x.shape[1]))
     return lax.cond(jnp.any(crowded), with_late_samples, lambda: gathered(zeros))

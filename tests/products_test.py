@@ -7,11 +7,11 @@ import pytest
 from sae_jax.products import dot, transposed
 
 
-def operands(*shape_a, seed=0):
+def operands(*shape_a, width=6, seed=0):
     rng = np.random.default_rng(seed)
     a = rng.normal(size=shape_a).astype(np.float32)
-    b = rng.normal(size=(shape_a[-1], 6)).astype(np.float32)
-    gradient = rng.normal(size=(*shape_a[:-1], 6)).astype(np.float32)
+    b = rng.normal(size=(shape_a[-1], width)).astype(np.float32)
+    gradient = rng.normal(size=(*shape_a[:-1], width)).astype(np.float32)
     return a, b, gradient
 
 
@@ -43,8 +43,10 @@ def test_float32_gradients_match_float64_by_hand():
     np.testing.assert_allclose(grad_b, a.astype(np.float64).T @ gradient, rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_rounds_operands_of_all_three_products_and_sums_in_float32():
-    a, b, gradient = operands(64, 300)
+# Few rows beside a wide weight, and the other way round, take different transposes.
+@pytest.mark.parametrize(("rows", "width"), [(64, 6), (3, 40)])
+def test_bfloat16_rounds_operands_of_all_three_products_and_sums_in_float32(rows, width):
+    a, b, gradient = operands(rows, 300, width=width)
     value, grad_a, grad_b = value_and_gradients(a, b, gradient, jnp.bfloat16)
     # Sums of up to 300 products: a bfloat16 sum would be off by some 1e-2 of its size.
     tolerance = {"rtol": 1e-5, "atol": 2e-5}
@@ -55,8 +57,9 @@ def test_bfloat16_rounds_operands_of_all_three_products_and_sums_in_float32():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_lifted_over_members_equals_one_by_one(dtype):
-    singles = [operands(5, 7, seed=seed) for seed in range(3)]
+@pytest.mark.parametrize("width", [6, 40])
+def test_lifted_over_members_equals_one_by_one(dtype, width):
+    singles = [operands(5, 7, width=width, seed=seed) for seed in range(3)]
     stacked = [np.stack(arrays) for arrays in zip(*singles, strict=True)]
     lifted = jax.jit(jax.vmap(lambda a, b, g: value_and_gradients(a, b, g, dtype)))(*stacked)
     for member, arrays in enumerate(singles):
