@@ -64,21 +64,24 @@ def _measure_speed() -> None:
     expected = torch.stack([_plain_loop(model, prompts[i]) for i in strided], dim=2)
     loop_rate = len(strided) / (time.perf_counter() - start)
     print(
-        "| | problems/s | against the loop | relative difference | of the median, worst problem |"
+        "| | problems/s | against the loop | relative difference | of the first, last thought "
+        "| of the median, worst problem |"
     )
-    print("|---|---|---|---|---|")
-    print(f"| one at a time, float32 ({len(strided)} problems) | {loop_rate:.2f} | 1 | | |")
+    print("|---|---|---|---|---|---|")
+    print(f"| one at a time, float32 ({len(strided)} problems) | {loop_rate:.2f} | 1 | | | |")
     for dtype in (torch.float32, torch.bfloat16):
         model = dataclasses.replace(model, causal_lm=model.causal_lm.to(dtype))
         start = time.perf_counter()
         found = _in_batches(model, prompts, layers)
         rate = len(prompts) / (time.perf_counter() - start)
         found = found[:, :, strided]
-        by_problem = _differences(found, expected)
-        difference = (found - expected).norm() / expected.norm()
+        by_problem = _differences(found, expected, dim=2)
+        by_thought = _differences(found, expected, dim=1)
         print(
             f"| batches of {_BATCH_SIZE.value}, {dtype} ({len(prompts)} problems) "
-            f"| {rate:.2f} | {rate / loop_rate:.2f} | {difference:.1e} "
+            f"| {rate:.2f} | {rate / loop_rate:.2f} "
+            f"| {(found - expected).norm() / expected.norm():.1e} "
+            f"| {by_thought[0]:.1e}, {by_thought[-1]:.1e} "
             f"| {by_problem.median():.1e}, {by_problem.max():.1e} |"
         )
 
@@ -98,7 +101,7 @@ def _measure_precision() -> None:
         (f"batches of {_BATCH_SIZE.value} from float64", batches, exact),
         (f"batches of {_BATCH_SIZE.value} from the loop", batches, loop),
     ):
-        by_problem = _differences(found, expected)
+        by_problem = _differences(found, expected, dim=2)
         print(
             f"| {name} | {(found - expected).norm() / expected.norm():.1e} "
             f"| {by_problem.median():.1e} | {by_problem.max():.1e} |"
@@ -111,10 +114,11 @@ def _model_and_prompts() -> tuple[LanguageModel, list[list[int]]]:
     return model, sorted((model.prompt_ids(p.question) for p in problems), key=len)
 
 
-def _differences(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """Relative difference of each problem, of `[num_layers, num_positions, b, d_in]`."""
-    difference = torch.linalg.vector_norm(found - expected, dim=(0, 1, 3))
-    return difference / torch.linalg.vector_norm(expected, dim=(0, 1, 3))
+def _differences(found: torch.Tensor, expected: torch.Tensor, dim: int) -> torch.Tensor:
+    """Relative differences along one axis of `[num_layers, num_positions, b, d_in]`."""
+    others = [axis for axis in range(4) if axis != dim]
+    difference = torch.linalg.vector_norm(found - expected, dim=others)
+    return difference / torch.linalg.vector_norm(expected, dim=others)
 
 
 def _in_batches(

@@ -22,7 +22,8 @@ from sae_jax.store_writer import StorePlan, StoreWriter, lock
 
 NO_FEEDBACK = "none"
 ALL_TOKENS = "all"
-BATCH_SIZE = 64
+# Problems that the model reads at once: 64 have more padding, and outgrow a CPU's caches.
+BATCH_SIZE = 32
 
 # A shard is held in float32 before it is written, and bounds the memory that a run needs.
 _SHARD_BYTES = 2**28
