@@ -20,7 +20,7 @@ ACCELERATOR_MAX_PADDING = 0.5
 # From how many latents, and how many for each one kept, the sparse path is faster;
 # measured on CPU, where alone it is chosen unasked.
 SPARSE_MIN_D_SAE = 1024
-SPARSE_MIN_RATIO = {"float32": 40, "bfloat16": 56}
+SPARSE_MIN_RATIO = {"float32": 40, "bfloat16": 80}
 
 # Up to how many bytes of parameters and moments members train side by side on a CPU.
 # Larger groups are up to 14 % faster one by one, when more of a member's state stays in
