@@ -60,11 +60,16 @@ def product_with_transpose(a: jax.Array, b: jax.Array) -> jax.Array:
     """`a @ b.T` of two matrices of one dtype, summed in float32."""
     if b.dtype == jnp.float32:
         return _product(a, b.T)
-    # A copy of `b` costs its size, and many times that where its rows are a power of two
-    # apart and evict each other from the cache; the result, in float32, costs more by the byte.
-    if 4 * len(a) > b.shape[1]:
-        return _product(a, transposed(b))
-    return lax.optimization_barrier(_product(b, transposed(a))).T
+
+    def on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
+        # A copy of `b` costs its size, and many times that where its rows are a power of two
+        # apart and evict each other from the cache; the result, in float32, costs more by
+        # the byte.
+        if 4 * len(a) > b.shape[1]:
+            return _product(a, transposed(b))
+        return lax.optimization_barrier(_product(b, transposed(a))).T
+
+    return lax.platform_dependent(a, b, cpu=on_cpu, default=lambda a, b: _product(a, b.T))
 
 
 def transposed(a: jax.Array) -> jax.Array:

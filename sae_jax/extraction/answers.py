@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from sae_jax.extraction.context import Context
 from sae_jax.extraction.continuous_thoughts import NUM_POSITIONS, think
+from sae_jax.extraction.extract import BATCH_SIZE
 from sae_jax.extraction.models import LanguageModel
 from sae_jax.store import Problem
 
@@ -42,7 +43,7 @@ def evaluate(
     *,
     feedback: str = "soft",
     num_thoughts: int = NUM_POSITIONS,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     max_new_tokens: int = MAX_NEW_TOKENS,
     progress: bool = True,
 ) -> Evaluation:
