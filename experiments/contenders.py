@@ -96,7 +96,7 @@ def engine(dtype: str, *, path: str = "dense", side_by_side: bool = False) -> Co
             learning_rate=jnp.full(members, LEARNING_RATE, jnp.float32),
         )
         state = init_group(hyper, d_in=workload.d_in, width=workload.d_sae)
-        if group.sparse_k is not None:
+        if group.path != "dense":
             state = with_encoders_transposed(state)
         arguments = (hyper, jnp.asarray(x), jnp.uint32(0), jnp.int32(0))
         start = time.perf_counter()
@@ -105,7 +105,8 @@ def engine(dtype: str, *, path: str = "dense", side_by_side: bool = False) -> Co
             *arguments,
             batch_size=workload.batch_size,
             dtype=dtype,
-            sparse_k=group.sparse_k,
+            path=group.path,
+            k_max=group.k_max,
             one_by_one=group.one_by_one and not side_by_side,
         ).compile()
         compile_seconds = time.perf_counter() - start

@@ -36,6 +36,9 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Samples a step.")
 _COMPUTE_DTYPE = flags.DEFINE_enum(
     "compute_dtype", "float32", ["float32", "bfloat16"], "Of the matrix products."
 )
+_PATH = flags.DEFINE_enum(
+    "path", "auto", ["auto", "dense", "compact", "sparse"], "Forces how decoding is computed."
+)
 _TRAIN_FRACTION = flags.DEFINE_float("train_fraction", 0.8, "Share of the problems to train on.")
 _SPLIT_SEED = flags.DEFINE_integer("split_seed", 42, "Seed of the split.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the sweep.", required=True)
@@ -83,7 +86,10 @@ def run() -> None:
         seed=range(_SEEDS.value),
     )
     train_config = sae_jax.TrainConfig(
-        epochs=_EPOCHS.value, batch_size=_BATCH_SIZE.value, compute_dtype=_COMPUTE_DTYPE.value
+        epochs=_EPOCHS.value,
+        batch_size=_BATCH_SIZE.value,
+        compute_dtype=_COMPUTE_DTYPE.value,
+        path=_PATH.value,
     )
     print(plan_for(configs, train, train_config))
     result = sae_jax.train_sweep(

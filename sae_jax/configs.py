@@ -59,8 +59,9 @@ class TrainConfig:
       data_seed: of the order of the samples, the same for every member.
       compute_dtype: of the matrix products; accumulation, parameters and optimizer
         state stay float32.
-      path: `"dense"` or `"sparse"` decoding and gradients, which are equal up to
-        rounding; `"auto"` takes the faster one for each group of members.
+      path: to which latents decoding and gradients are confined: `"dense"`, all;
+        `"compact"`, those that fire in the batch; `"sparse"`, for each sample its k. Results
+        are equal up to rounding; `"auto"` takes what should be fastest for each member.
       max_padding: largest share of a group's arithmetic that may be spent on padding;
         `None` takes the measured default of the backend.
       memory_budget: bytes a group may occupy; `None` takes most of what the device has.
@@ -70,7 +71,7 @@ class TrainConfig:
     batch_size: int = 256
     data_seed: int = 0
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    path: Literal["auto", "dense", "sparse"] = "auto"
+    path: Literal["auto", "dense", "compact", "sparse"] = "auto"
     max_padding: float | None = None
     memory_budget: int | None = None
 
@@ -84,8 +85,10 @@ class TrainConfig:
             raise ValueError(
                 f"compute_dtype is {self.compute_dtype!r}; allowed are 'float32' and 'bfloat16'"
             )
-        if self.path not in ("auto", "dense", "sparse"):
-            raise ValueError(f"path is {self.path!r}; allowed are 'auto', 'dense' and 'sparse'")
+        if self.path not in ("auto", "dense", "compact", "sparse"):
+            raise ValueError(
+                f"path is {self.path!r}; allowed are 'auto', 'dense', 'compact' and 'sparse'"
+            )
         if self.max_padding is not None and not 0 <= self.max_padding < 1:
             raise ValueError(f"max_padding is {self.max_padding}; allowed is 0 up to below 1")
         if self.memory_budget is not None and self.memory_budget < 1:

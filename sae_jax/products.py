@@ -28,14 +28,14 @@ def dot(a: jax.Array, b: jax.Array, dtype: DTypeLike) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dot(a: jax.Array, b: jax.Array, dtype: DTypeLike) -> jax.Array:
-    return _product(a.astype(dtype), b.astype(dtype))
+    return product(a.astype(dtype), b.astype(dtype))
 
 
 def _forward(
     a: jax.Array, b: jax.Array, dtype: DTypeLike
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     a, b = a.astype(dtype), b.astype(dtype)
-    return _product(a, b), (a, b)
+    return product(a, b), (a, b)
 
 
 def _backward(
@@ -46,30 +46,31 @@ def _backward(
     # A float32 product reads a transpose in place; copying pays only for the smaller operand.
     in_place = a.dtype == jnp.float32 and a.shape[1] > gradient.shape[1]
     a_t = a.T if in_place else transposed(a)
-    return product_with_transpose(gradient, b), _product(a_t, gradient)
+    return product_with_transpose(gradient, b), product(a_t, gradient)
 
 
 _dot.defvjp(_forward, _backward)
 
 
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a @ b` of two matrices of one dtype, summed in float32."""
     return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
 def product_with_transpose(a: jax.Array, b: jax.Array) -> jax.Array:
     """`a @ b.T` of two matrices of one dtype, summed in float32."""
     if b.dtype == jnp.float32:
-        return _product(a, b.T)
+        return product(a, b.T)
 
     def on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
-        # A copy of `b` costs its size, and many times that where its rows are a power of two
-        # apart and evict each other from the cache; the result, in float32, costs more by
-        # the byte.
-        if 4 * len(a) > b.shape[1]:
-            return _product(a, transposed(b))
-        return lax.optimization_barrier(_product(b, transposed(a))).T
+        # A copy costs its size, and many times that of wide rows a power of two apart, which
+        # evict each other from the cache. Copying `a` instead of `b` takes one of the result
+        # too, in float32 and dearer by the byte.
+        if len(a) * (b.shape[1] + 4 * len(b)) > len(b) * b.shape[1]:
+            return product(a, transposed(b))
+        return lax.optimization_barrier(product(b, transposed(a))).T
 
-    return lax.platform_dependent(a, b, cpu=on_cpu, default=lambda a, b: _product(a, b.T))
+    return lax.platform_dependent(a, b, cpu=on_cpu, default=lambda a, b: product(a, b.T))
 
 
 def transposed(a: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ ROOT = Path(sae_jax.__file__).parent
 # and from its own folder.
 LAYERS = (
     ("configs", "store", "topk", "products", "statistics"),
-    ("store_writer", "sae", "sparse", "data"),
+    ("store_writer", "sae", "compact", "sparse", "data"),
     ("losses", "metrics", "formats", "features"),
     ("sweep", "hub"),
     ("checkpoints", "evaluate", "features.scoring"),

@@ -7,32 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gradients import D_IN, arrays, assert_dense_gradients, dense_loss, doubled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sae_jax
 from sae_jax import losses, sparse
-from sae_jax.sae import PARAM_NAMES, init_params
+from sae_jax.sae import PARAM_NAMES
 from sae_jax.sweep.plan import plan_sweep
 from sae_jax.sweep.step import (
     Hyperparameters,
     init_group,
-    member_sae,
     train_epoch,
     with_encoders_transposed,
 )
-
-D_IN = 24
-
-
-def arrays(d_sae, seed=0, d_in=D_IN):
-    params = init_params(jax.random.key(seed), d_in, d_sae, d_sae)
-    x = jax.random.normal(jax.random.key(seed + 1), (96, d_in)) + 0.5
-    return params, x
-
-
-def dense_loss(params, x, k, dtype="float32"):
-    return losses.mse(member_sae(params, k, dtype)(x), x)
 
 
 def sparse_loss(params, x, k, k_max, dtype="float32"):
@@ -41,16 +29,8 @@ def sparse_loss(params, x, k, k_max, dtype="float32"):
 
 
 def assert_same_gradients(params, x, k, k_max, dtype="float32", tolerance=1e-5):
-    loss, grads = jax.jit(jax.value_and_grad(dense_loss), static_argnums=3)(params, x, k, dtype)
-    found, found_grads = jax.jit(jax.value_and_grad(sparse_loss), static_argnums=(3, 4))(
-        params, x, k, k_max, dtype
-    )
-    np.testing.assert_allclose(found, loss, rtol=tolerance)
-    for name in PARAM_NAMES:
-        scale = float(jnp.abs(grads[name]).max())
-        np.testing.assert_allclose(
-            found_grads[name], grads[name], rtol=0, atol=tolerance * scale, err_msg=name
-        )
+    loss_of = partial(sparse_loss, k_max=k_max, dtype=dtype)
+    assert_dense_gradients(loss_of, params, x, k, dtype, tolerance)
 
 
 @settings(max_examples=25, deadline=None)
@@ -92,14 +72,7 @@ def test_gradients_are_the_dense_ones_in_bfloat16():
 
 def test_ties_go_to_the_lower_latent_as_on_the_dense_path():
     params, x = arrays(256)
-    # Each latent twice, the copy with its sign turned: every magnitude ties.
-    doubled = {
-        "w_enc": jnp.concatenate([params["w_enc"], -params["w_enc"]], axis=1),
-        "b_enc": jnp.concatenate([params["b_enc"], -params["b_enc"]]),
-        "w_dec": jnp.concatenate([params["w_dec"], params["w_dec"][::-1]]),
-        "b_dec": params["b_dec"],
-    }
-    assert_same_gradients(doubled, x, jnp.int32(7), 7)
+    assert_same_gradients(doubled(params), x, jnp.int32(7), 7)
 
 
 def test_a_latent_that_every_sample_selects_gets_its_whole_gradient():
@@ -143,7 +116,13 @@ def test_sweeps_on_both_paths_agree():
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"), [("dense", [None, None]), ("sparse", [6, 4]), ("auto", [6, None])]
+    ("path", "expected"),
+    [
+        ("dense", [("dense", None)] * 2),
+        ("compact", [("compact", None)] * 2),
+        ("sparse", [("sparse", 6), ("sparse", 4)]),
+        ("auto", [("sparse", 6), ("dense", None)]),
+    ],
 )
 def test_the_plan_chooses_a_path_for_each_group(path, expected):
     config = sae_jax.TrainConfig(path=path, max_padding=0.1)
@@ -155,7 +134,7 @@ def test_the_plan_chooses_a_path_for_each_group(path, expected):
     ]
     groups = plan_sweep(members, {(None, None): (1000, 576)}, config).groups
     assert [group.members for group in groups] == [(0, 1), (2, 3)]
-    assert [group.sparse_k for group in groups] == expected
+    assert [(group.path, group.k_max) for group in groups] == expected
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
@@ -171,7 +150,13 @@ def test_an_epoch_on_the_sparse_path_lowers(platform):
     def losses_of_epoch(*leaves):
         start = jax.tree.unflatten(jax.tree.structure(state), leaves)
         x = jnp.ones((70, D_IN))
-        how = {"batch_size": 32, "dtype": "bfloat16", "sparse_k": 4, "one_by_one": True}
+        how = {
+            "batch_size": 32,
+            "dtype": "bfloat16",
+            "path": "sparse",
+            "k_max": 4,
+            "one_by_one": True,
+        }
         return train_epoch(start, hyper, x, 0, 0, **how)[1]
 
     exported = jax.export.export(jax.jit(losses_of_epoch), platforms=(platform,))(

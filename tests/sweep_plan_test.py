@@ -33,15 +33,24 @@ def test_no_padding_allowed_makes_a_group_a_size():
 
 def test_padding_share_by_hand():
     # 512 + 480 + 250 = 1242 of 3 * 512 = 1536: 19.1 % is padding; 512 + 480 alone, 3.1 %.
-    loose = plan_sweep(members(512, 480, 250), SIZES, TrainConfig(max_padding=0.2))
+    loose = plan_sweep(members(512, 480, 250), SIZES, TrainConfig(path="dense", max_padding=0.2))
     assert widths_and_members(loose) == [(512, (0, 1, 2))]
     assert loose.groups[0].padding == pytest.approx(1 - 1242 / 1536)
-    tight = plan_sweep(members(512, 480, 250), SIZES, TrainConfig(max_padding=0.19))
+    tight = plan_sweep(members(512, 480, 250), SIZES, TrainConfig(path="dense", max_padding=0.19))
     assert widths_and_members(tight) == [(512, (0, 1)), (250, (2,))]
 
 
+def test_padding_latents_cost_a_third_where_they_do_not_fire():
+    config = TrainConfig(path="compact", max_padding=0.07)
+    (group,) = plan_sweep(members(512, 480, 250), SIZES, config).groups
+    assert group.padding == pytest.approx((1 - 1242 / 1536) / 3)
+    # The encoder takes all latents of the group, the other four products only a member's own.
+    assert group.flops_per_step == 2 * 256 * 2048 * (3 * 512 + 4 * 1242)
+
+
 def test_flops_are_ten_for_each_sample_dimension_and_latent():
-    (group,) = plan_sweep(members(500, 512), SIZES, TrainConfig(max_padding=0.2)).groups
+    config = TrainConfig(path="dense", max_padding=0.2)
+    (group,) = plan_sweep(members(500, 512), SIZES, config).groups
     assert group.flops_per_step == 10 * 256 * 2048 * 512 * 2
 
 
@@ -56,10 +65,11 @@ def test_slices_are_never_mixed():
     ]
 
 
-def test_large_groups_and_single_members_train_one_by_one_on_a_cpu():
+def test_large_dense_groups_and_single_members_train_one_by_one_on_a_cpu():
     # 2,099,712 parameters and twice as many moments, 4 bytes each: 25.2 MB a member.
     for num_members, one_by_one in ((1, True), (2, False), (3, True)):
-        (group,) = plan_sweep(members(*[512] * num_members), SIZES, TrainConfig()).groups
+        config = TrainConfig(path="dense")
+        (group,) = plan_sweep(members(*[512] * num_members), SIZES, config).groups
         assert group.one_by_one == one_by_one
 
 
@@ -101,7 +111,8 @@ def test_every_member_is_planned_once_within_the_limits(sizes, max_padding, budg
     for group in plan.groups:
         d_sae = np.array([configs[i].d_sae for i in group.members])
         assert group.width == d_sae.max()
-        assert group.padding == pytest.approx(1 - d_sae.sum() / (group.width * len(d_sae)))
+        cost = {"dense": 1, "compact": 1 / 3}[group.path]
+        assert group.padding == pytest.approx(cost * (1 - d_sae.mean() / group.width))
         assert group.padding <= max_padding + 1e-9
         assert group.num_bytes <= budget_mib * MIB
         assert {configs[i].data_slice for i in group.members} == {group.data_slice}

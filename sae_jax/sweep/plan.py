@@ -17,10 +17,21 @@ from sae_jax.data import DataSlice
 DEFAULT_MAX_PADDING = {"cpu": 0.05}
 ACCELERATOR_MAX_PADDING = 0.5
 
-# From how many latents, and how many for each one kept, the sparse path is faster;
-# measured on CPU, where alone it is chosen unasked.
+# From how many latents, and how many for each one kept, the sparse path is the fastest;
+# measured on CPU, where alone a path other than the dense one is chosen unasked.
 SPARSE_MIN_D_SAE = 1024
-SPARSE_MIN_RATIO = {"float32": 40, "bfloat16": 80}
+SPARSE_MIN_RATIO = {"float32": 64, "bfloat16": 80}
+
+# From how many weights of an encoder the compact path is faster than the dense one, on real
+# activations, and from what d_in and d_sae / k: bfloat16 products leave less to save, and
+# nothing where most latents fire in every batch.
+COMPACT_MIN_WEIGHTS = 200_000
+COMPACT_MIN_D_IN = {"float32": 1, "bfloat16": 1024}
+COMPACT_MIN_RATIO = {"float32": 1, "bfloat16": 10}
+
+# What a padding latent costs there in relation to others: it never fires, but is encoded and
+# optimized, which takes about a third of the time of a step.
+COMPACT_PADDING_COST = 1 / 3
 
 # Up to how many bytes of parameters and moments members train side by side on a CPU.
 # Larger groups are up to 14 % faster one by one, when more of a member's state stays in
@@ -42,10 +53,12 @@ class Group:
       members: indices into the sweep's configs.
       data_slice: (layer, position) of their activations.
       width: latents allocated for each of them, the largest d_sae among them.
-      padding: share of the arithmetic spent on latents that only pad.
+      padding: share of the work spent on latents that only pad.
       num_bytes: estimate of device memory in training.
       flops_per_step: floating-point operations of one step of all members.
-      sparse_k: the largest k among members that take the sparse path; `None` on the dense.
+      path: "dense", "compact" or "sparse".
+      k_max: the largest k among the members, on the sparse path; `None` on others, whose
+        programs do not depend on it.
       one_by_one: whether they take turns, a whole epoch each.
     """
 
@@ -55,7 +68,8 @@ class Group:
     padding: float
     num_bytes: int
     flops_per_step: int
-    sparse_k: int | None = None
+    path: str = "dense"
+    k_max: int | None = None
     one_by_one: bool = False
 
 
@@ -67,16 +81,15 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [
-            "group  members  order         width  path    layer  position  padding"
+            "group  members  order         width  path     layer  position  padding"
             "  memory [MiB]  GFLOP/step"
         ]
         for i, group in enumerate(self.groups):
             layer, position = ("-" if part is None else part for part in group.data_slice)
-            path = "dense" if group.sparse_k is None else "sparse"
             order = "one by one" if group.one_by_one else "side by side"
             rows.append(
                 f"{i:5d}  {len(group.members):7d}  {order:12}  {group.width:5d}"
-                f"  {path:6}  {layer!s:>5}  {position!s:>8}  {group.padding:6.1%}"
+                f"  {group.path:7}  {layer!s:>5}  {position!s:>8}  {group.padding:6.1%}"
                 f"  {group.num_bytes / 2**20:12.1f}  {group.flops_per_step / 1e9:10.2f}"
             )
         return "\n".join(rows)
@@ -109,20 +122,20 @@ def plan_sweep(
     budget = train_config.memory_budget or _device_memory()
     batch_size = train_config.batch_size
 
-    alike: dict[tuple[DataSlice, bool], list[int]] = {}
+    alike: dict[tuple[DataSlice, str], list[int]] = {}
     for i, config in enumerate(configs):
-        key = config.data_slice, _takes_sparse_path(config, train_config)
-        alike.setdefault(key, []).append(i)
+        path = _path(config, data_sizes[config.data_slice][1], train_config)
+        alike.setdefault((config.data_slice, path), []).append(i)
 
     groups: list[Group] = []
-    for (data_slice, sparse), members in alike.items():
+    for (data_slice, path), members in alike.items():
         group_of = partial(
             _group,
             configs=configs,
             data_slice=data_slice,
             data_size=data_sizes[data_slice],
             batch_size=batch_size,
-            sparse=sparse,
+            path=path,
         )
         open_group: Group | None = None
         for i in sorted(members, key=lambda i: -configs[i].d_sae):
@@ -142,12 +155,22 @@ def plan_sweep(
     return Plan(tuple(groups))
 
 
-def _takes_sparse_path(config: SAEConfig, train_config: TrainConfig) -> bool:
+def _path(config: SAEConfig, d_in: int, train_config: TrainConfig) -> str:
+    """The path that a member asks for, or the one that should be fastest for it."""
     if train_config.path != "auto":
-        return train_config.path == "sparse"
-    min_ratio = SPARSE_MIN_RATIO[train_config.compute_dtype]
-    large = config.d_sae >= max(SPARSE_MIN_D_SAE, min_ratio * config.k)
-    return large and jax.default_backend() == "cpu"
+        return train_config.path
+    if jax.default_backend() != "cpu":
+        return "dense"
+    dtype = train_config.compute_dtype
+    ratio = config.d_sae / config.k
+    if config.d_sae >= SPARSE_MIN_D_SAE and ratio >= SPARSE_MIN_RATIO[dtype]:
+        return "sparse"
+    pays = (
+        d_in * config.d_sae >= COMPACT_MIN_WEIGHTS
+        and d_in >= COMPACT_MIN_D_IN[dtype]
+        and ratio >= COMPACT_MIN_RATIO[dtype]
+    )
+    return "compact" if pays else "dense"
 
 
 def _group(
@@ -156,7 +179,7 @@ def _group(
     data_slice: DataSlice,
     data_size: tuple[int, int],
     batch_size: int,
-    sparse: bool,
+    path: str,
 ) -> Group:
     num_samples, d_in = data_size
     sizes = [configs[i].d_sae for i in members]
@@ -167,7 +190,7 @@ def _group(
     num_activations = batch_size * (4 * width + 3 * d_in)
     state_bytes = _FLOAT_BYTES * _STATE_COPIES * num_params * len(members)
     in_turn_on_cpu = len(members) == 1 or state_bytes > SIDE_BY_SIDE_MAX_BYTES
-    one_by_one = sparse or (jax.default_backend() == "cpu" and in_turn_on_cpu)
+    one_by_one = path != "dense" or (jax.default_backend() == "cpu" and in_turn_on_cpu)
     num_at_once = 1 if one_by_one else len(members)
     num_floats = (
         len(members) * _STATE_COPIES * num_params
@@ -175,16 +198,24 @@ def _group(
         + one_by_one * _STATE_COPIES * num_params
         + num_samples * d_in
     )
-    # The encoder forward, and four products that the sparse path confines to k latents.
-    columns = width + 4 * (largest_k if sparse else width)
+    # All latents enter the encoder's product, and these the other four: all on the dense
+    # path, those that may fire on the compact one, the k of a sample on the sparse one.
+    in_others = {
+        "dense": [width] * len(members),
+        "compact": sizes,
+        "sparse": [largest_k] * len(members),
+    }[path]
+    columns = sum(width + 4 * others for others in in_others)
+    padding_cost = COMPACT_PADDING_COST if path == "compact" else 1
     return Group(
         members=members,
         data_slice=data_slice,
         width=width,
-        padding=1 - sum(sizes) / (width * len(sizes)),
+        padding=padding_cost * (1 - sum(sizes) / (width * len(sizes))),
         num_bytes=_FLOAT_BYTES * num_floats,
-        flops_per_step=2 * batch_size * d_in * columns * len(members),
-        sparse_k=largest_k if sparse else None,
+        flops_per_step=2 * batch_size * d_in * columns,
+        path=path,
+        k_max=largest_k if path == "sparse" else None,
         one_by_one=one_by_one,
     )
 

@@ -9,7 +9,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from sae_jax import data, losses, sparse
+from sae_jax import compact, data, losses, sparse
 from sae_jax.sae import PARAM_NAMES, Params, TopKSAE, init_params
 
 # With PyTorch's and the published experiment's defaults; epsilon outside the root.
@@ -61,26 +61,32 @@ def train_step(
     hyper: Hyperparameters,
     x: jax.Array,
     dtype: str,
-    sparse_k: int | None = None,
+    path: str = "dense",
+    k_max: int | None = None,
 ) -> tuple[MemberState, jax.Array]:
     """One step of Adam on one batch.
 
     Args:
-      state: of one member; on the sparse path with `w_enc` transposed.
+      state: of one member; on a path other than the dense one with `w_enc` transposed.
       hyper: of the same member.
       x: `[b, D]`.
       dtype: of the operands of matrix products.
-      sparse_k: takes the sparse path, for members of at most this k.
+      path: "dense", "compact" or "sparse".
+      k_max: at least the member's k; the sparse path alone needs it.
 
     Returns:
       The new state, and the loss before the step, `[]`.
     """
 
     def loss_of(params: Params) -> jax.Array:
-        if sparse_k is None:
-            return losses.mse(member_sae(params, hyper.k, dtype)(x), x)
         arrays = (params[name] for name in PARAM_NAMES)
-        return losses.mse(sparse.reconstruct(*arrays, x, hyper.k, sparse_k, dtype), x)
+        if path == "compact":
+            x_hat = compact.reconstruct(*arrays, x, hyper.k, dtype)
+        elif path == "sparse":
+            x_hat = sparse.reconstruct(*arrays, x, hyper.k, k_max, dtype)
+        else:
+            x_hat = member_sae(params, hyper.k, dtype)(x)
+        return losses.mse(x_hat, x)
 
     loss, grads = jax.value_and_grad(loss_of)(state.params)
     updates, opt_state = ADAM.update(grads, state.opt_state)
@@ -98,7 +104,7 @@ def init_group(hyper: Hyperparameters, *, d_in: int, width: int) -> MemberState:
 def with_encoders_transposed(state: MemberState) -> MemberState:
     """The states of all members with `w_enc` and its moments transposed; `state` is donated.
 
-    On the sparse path a latent is a row of its encoder, as it always is of its decoder.
+    On paths that gather latents a latent is a row of its encoder, as it always is of its decoder.
     """
 
     def transposed(tree: Params) -> Params:
@@ -110,7 +116,9 @@ def with_encoders_transposed(state: MemberState) -> MemberState:
 
 
 @partial(
-    jax.jit, static_argnames=("batch_size", "dtype", "sparse_k", "one_by_one"), donate_argnums=0
+    jax.jit,
+    static_argnames=("batch_size", "dtype", "path", "k_max", "one_by_one"),
+    donate_argnums=0,
 )
 def train_epoch(
     state: MemberState,
@@ -121,21 +129,23 @@ def train_epoch(
     *,
     batch_size: int,
     dtype: str,
-    sparse_k: int | None = None,
+    path: str = "dense",
+    k_max: int | None = None,
     one_by_one: bool = False,
 ) -> tuple[MemberState, jax.Array]:
     """Advances every member of a group by one epoch, as one device program.
 
     Args:
-      state: of M members, leading axis M, on the sparse path with encoders transposed;
-        donated.
+      state: of M members, leading axis M, on a path other than the dense one with encoders
+        transposed; donated.
       hyper: of the same members, `[M]` each.
       x: training samples `[n, D]`.
       data_seed: of the order of the samples.
       epoch: which epoch this is, from 0.
       batch_size: samples a step; a smaller last batch holds what is left over.
       dtype: of the operands of matrix products.
-      sparse_k: takes the sparse path, for members of at most this k.
+      path: "dense", "compact" or "sparse".
+      k_max: at least the members' k; the sparse path alone needs it.
       one_by_one: whether a member's epoch begins when the one before has ended, and not
         with it, in which case all members take each step side by side.
 
@@ -148,7 +158,7 @@ def train_epoch(
 
     def member_epoch(state: MemberState, hyper: Hyperparameters) -> tuple[MemberState, jax.Array]:
         def step(state: MemberState, rows: jax.Array) -> tuple[MemberState, jax.Array]:
-            return train_step(state, hyper, x[rows], dtype, sparse_k)
+            return train_step(state, hyper, x[rows], dtype, path, k_max)
 
         state, step_losses = lax.scan(step, state, full.reshape(num_full, batch_size))
         if rest.size:

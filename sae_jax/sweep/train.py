@@ -171,7 +171,7 @@ def _train_group(
     hyper = _hyperparameters(configs)
     x = jnp.asarray(x_train)
     state = init_group(hyper, d_in=x.shape[1], width=group.width)
-    if group.sparse_k is not None:
+    if group.path != "dense":
         state = with_encoders_transposed(state)
     steps_per_epoch = -(-len(x) // train_config.batch_size)
     history: list[np.ndarray | jax.Array] = []
@@ -189,7 +189,8 @@ def _train_group(
             jnp.int32(epoch),
             batch_size=train_config.batch_size,
             dtype=train_config.compute_dtype,
-            sparse_k=group.sparse_k,
+            path=group.path,
+            k_max=group.k_max,
             one_by_one=group.one_by_one,
         )
         if history:
@@ -203,7 +204,7 @@ def _train_group(
             if stop and not last:
                 raise SystemExit(128 + signal.SIGTERM)
         bar.update(len(configs))
-    if group.sparse_k is not None:
+    if group.path != "dense":
         state = with_encoders_transposed(state)
     return state, _joined(history)
 

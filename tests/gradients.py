@@ -1,0 +1,44 @@
+"""What the paths that skip latents are held to: the dense gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sae_jax import losses
+from sae_jax.sae import PARAM_NAMES, init_params
+from sae_jax.sweep.step import member_sae
+
+D_IN = 24
+
+
+def arrays(d_sae, seed=0):
+    """Initial parameters, and 96 samples with an offset."""
+    params = init_params(jax.random.key(seed), D_IN, d_sae, d_sae)
+    x = jax.random.normal(jax.random.key(seed + 1), (96, D_IN)) + 0.5
+    return params, x
+
+
+def doubled(params):
+    """Each latent twice, the copy with its sign turned: every magnitude ties."""
+    return {
+        "w_enc": jnp.concatenate([params["w_enc"], -params["w_enc"]], axis=1),
+        "b_enc": jnp.concatenate([params["b_enc"], -params["b_enc"]]),
+        "w_dec": jnp.concatenate([params["w_dec"], params["w_dec"][::-1]]),
+        "b_dec": params["b_dec"],
+    }
+
+
+def dense_loss(params, x, k, dtype="float32"):
+    return losses.mse(member_sae(params, k, dtype)(x), x)
+
+
+def assert_dense_gradients(loss_of, params, x, k, dtype="float32", tolerance=1e-5):
+    """Compares `loss_of(params, x, k)` and its gradients with the dense path's."""
+    loss, grads = jax.jit(jax.value_and_grad(dense_loss), static_argnums=3)(params, x, k, dtype)
+    found, found_grads = jax.jit(jax.value_and_grad(loss_of))(params, x, k)
+    np.testing.assert_allclose(found, loss, rtol=tolerance)
+    for name in PARAM_NAMES:
+        scale = float(jnp.abs(grads[name]).max())
+        np.testing.assert_allclose(
+            found_grads[name], grads[name], rtol=0, atol=tolerance * scale, err_msg=name
+        )
