@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import contenders
 import jax
@@ -65,7 +66,7 @@ _LOOP_EPOCHS = flags.DEFINE_integer(
     "loop_epochs", 25, "Epochs of the grid by the PyTorch loop, scaled to --grid_epochs."
 )
 _ACTIVATIONS = flags.DEFINE_string(
-    "activations", None, "A .npy file [n, D] to train on where D is that width, not made-up data."
+    "activations", None, "A .npy file [n, d_in] of real activations, instead of made-up ones."
 )
 _OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "Folder for the results.")
 
@@ -101,17 +102,25 @@ def main(argv: list[str]) -> None:
 
 def growth_contenders() -> dict[str, Contender]:
     """This engine on its paths and the loop: how others grow is not the question."""
-    names = ("sae_jax float32", "sae_jax bfloat16", "sae_jax sparse", TORCH_LOOP)
+    names = ("sae_jax float32", "sae_jax bfloat16", "sae_jax float32, sparse", TORCH_LOOP)
     return {name: CONTENDERS[name] for name in names}
 
 
 def samples(num_samples: int, d_in: int) -> np.ndarray:
-    """Real activations if there are of this width, else sparse mixtures of 2 D directions."""
+    """Activations `[num_samples, d_in]`: real ones if there are, else made up.
+
+    Real ones of a smaller width are rotated into the larger space, which keeps lengths and
+    angles, and so how many latents fire. Made-up ones are sparse mixtures of 2 D directions;
+    all latents fire in nearly every batch of them, which is the worst case.
+    """
+    rng = np.random.default_rng(0)
     if _ACTIVATIONS.value:
         x = np.load(_ACTIVATIONS.value, mmap_mode="r", allow_pickle=False)
-        if x.shape[1] == d_in:
-            return np.resize(x, (num_samples, d_in)).astype(np.float32)
-    rng = np.random.default_rng(0)
+        x = np.resize(x, (num_samples, x.shape[1])).astype(np.float32)
+        if x.shape[1] < d_in:
+            rotation, _ = np.linalg.qr(rng.standard_normal((d_in, x.shape[1])))
+            x = x @ rotation.T.astype(np.float32)
+        return x[:, :d_in]
     directions = rng.standard_normal((2 * d_in, d_in)) / np.sqrt(d_in)
     # Some directions are common and most are rare, as in real activations.
     active = rng.random((num_samples, 2 * d_in)) < 0.5 / np.arange(1, 2 * d_in + 1) ** 0.5
@@ -180,19 +189,20 @@ def grid_rows() -> list[Row]:
     x = samples(7473, HEADLINE.d_in)
     train, val = x[:5978], x[5978:]
     rows: list[Row] = []
-    for dtype, max_padding in (
-        *(("float32", max_padding) for max_padding in (None, 0.0, 0.1, 0.2)),
-        ("bfloat16", None),
-    ):
+    options: list[dict[str, Any]] = [
+        {"compute_dtype": "float32"},
+        {"compute_dtype": "bfloat16"},
+        {"compute_dtype": "float32", "path": "dense"},
+        *({"compute_dtype": "float32", "max_padding": share} for share in (0.0, 0.1, 0.2)),
+    ]
+    for option in options:
         jax.clear_caches()
-        config = sae_jax.TrainConfig(
-            epochs=_GRID_EPOCHS.value, compute_dtype=dtype, max_padding=max_padding
-        )
+        config = sae_jax.TrainConfig(epochs=_GRID_EPOCHS.value, **option)
         start = time.perf_counter()
         result = sae_jax.train_sweep(PUBLISHED_GRID, train, val, config, progress=False)
         seconds = time.perf_counter() - start
         variances = [member.metrics["explained_variance"] for member in result.members]
-        name = f"sae_jax {dtype}, max_padding {'default' if max_padding is None else max_padding}"
+        name = ", ".join(["sae_jax", *(f"{name} {value}" for name, value in option.items())])
         rows.append(_grid_row(name, _GRID_EPOCHS.value, seconds, variances))
     start = time.perf_counter()
     for config in PUBLISHED_GRID:

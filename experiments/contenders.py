@@ -77,8 +77,8 @@ class Runner:
 Contender = Callable[[Workload, np.ndarray], Runner]
 
 
-def engine(dtype: str, *, path: str = "dense", side_by_side: bool = False) -> Contender:
-    """The train step of `sae_jax` for all members, as planned or forced side by side."""
+def engine(dtype: str, *, path: str = "auto") -> Contender:
+    """The train step of `sae_jax` for all members, as planned or on a path that is forced."""
 
     def prepare(workload: Workload, x: np.ndarray) -> Runner:
         members = workload.members
@@ -107,7 +107,7 @@ def engine(dtype: str, *, path: str = "dense", side_by_side: bool = False) -> Co
             dtype=dtype,
             path=group.path,
             k_max=group.k_max,
-            one_by_one=group.one_by_one and not side_by_side,
+            one_by_one=group.one_by_one,
         ).compile()
         compile_seconds = time.perf_counter() - start
 
@@ -205,9 +205,10 @@ TORCH_LOOP = "PyTorch loop"
 ENGINES: dict[str, Contender] = {
     "sae_jax float32": engine("float32"),
     "sae_jax bfloat16": engine("bfloat16"),
-    "sae_jax sparse": engine("float32", path="sparse"),
-    "sae_jax sparse bfloat16": engine("bfloat16", path="sparse"),
-    "sae_jax float32, side by side": engine("float32", side_by_side=True),
+} | {
+    f"sae_jax {dtype}, {path}": engine(dtype, path=path)
+    for path in ("dense", "compact", "sparse")
+    for dtype in ("float32", "bfloat16")
 }
 LOOPS: dict[str, Contender] = {
     TORCH_LOOP: torch_loop(fused=False),

@@ -109,9 +109,7 @@ def _num_firing(mask: jax.Array) -> jax.Array:
     return jnp.sum(jnp.any(mask, axis=1))
 
 
-def _at_least_wide(
-    num_rows: jax.Array, function: Callable[..., Any], *arrays: jax.Array
-) -> Any:
+def _at_least_wide(num_rows: jax.Array, function: Callable[..., Any], *arrays: jax.Array) -> Any:
     """`function(width, *arrays)` of the smallest width that holds `num_rows` rows."""
     num_latents = len(arrays[0])
     step = _WIDTH_MULTIPLE * -(-num_latents // (_NUM_WIDTHS * _WIDTH_MULTIPLE))
