@@ -27,7 +27,7 @@ import torch
 from absl import app, flags
 
 from sae_jax.extraction.continuous_thoughts import NUM_POSITIONS, thought_activations
-from sae_jax.extraction.extract import BATCH_SIZE, extract
+from sae_jax.extraction.extract import BATCH_SIZE, batches, extract
 from sae_jax.extraction.models import PACKAGED, LanguageModel, load_model
 from sae_jax.extraction.problems import GENERATED, load_problems
 from sae_jax.store import Problem
@@ -39,7 +39,9 @@ _MODEL = flags.DEFINE_string("model", PACKAGED, "packaged (SmolLM2), hub id, fol
 _PROBLEMS = flags.DEFINE_string("problems", GENERATED, "JSONL file, openai/gsm8k or generated.")
 _NUM_PROBLEMS = flags.DEFINE_integer("num_problems", 256, "Problems to measure speed on.")
 _LOOP_STRIDE = flags.DEFINE_integer("loop_stride", 4, "The loop takes every n-th problem.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", BATCH_SIZE, "Problems that are read at once.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", BATCH_SIZE, "Problems that are read at once, at most."
+)
 
 _PRECISION_STRIDE = 8
 _TEMPLATE = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
@@ -124,9 +126,11 @@ def _differences(found: torch.Tensor, expected: torch.Tensor, dim: int) -> torch
 def _in_batches(
     model: LanguageModel, prompts: Sequence[Sequence[int]], layers: Sequence[int]
 ) -> torch.Tensor:
-    size = _BATCH_SIZE.value
-    batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    return torch.cat([thought_activations(model, b, layers=layers) for b in batches], dim=2)
+    read = [
+        thought_activations(model, [prompts[i] for i in batch], layers=layers)
+        for batch in batches(range(len(prompts)), prompts, _BATCH_SIZE.value, model.device)
+    ]
+    return torch.cat(read, dim=2)
 
 
 @torch.inference_mode()

@@ -66,7 +66,7 @@ _POSITIONS = flags.DEFINE_list(
     "positions", [str(p) for p in range(NUM_POSITIONS)], "Thoughts, or tokens: indices, last, all."
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", BATCH_SIZE, "Problems that the model reads at once."
+    "batch_size", BATCH_SIZE, "Problems that the model reads at once, at most."
 )
 _STORAGE_DTYPE = flags.DEFINE_enum("storage_dtype", "float16", STORAGE_DTYPES, "As stored.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the store.")

@@ -122,7 +122,7 @@ def test_padding_stays_zero_and_a_new_k_does_not_recompile():
     assert train_epoch._cache_size() == num_compiled
 
 
-def test_auto_takes_it_for_large_members_on_a_cpu():
+def test_auto_takes_it_in_float32_for_large_members_on_a_cpu():
     def path_of(d_sae, k, d_in, dtype):
         config = sae_jax.TrainConfig(compute_dtype=dtype)
         members = [sae_jax.SAEConfig(d_sae, k)]
@@ -130,10 +130,10 @@ def test_auto_takes_it_for_large_members_on_a_cpu():
         return group.path
 
     assert path_of(512, 50, 2048, "float32") == "compact"
-    assert path_of(512, 50, 2048, "bfloat16") == "compact"
-    assert path_of(512, 100, 2048, "bfloat16") == "dense"  # most latents fire
+    assert path_of(512, 50, 2048, "bfloat16") == "dense"
     assert path_of(100, 50, 576, "float32") == "dense"
-    assert path_of(512, 50, 576, "bfloat16") == "dense"
+    assert path_of(4096, 64, 2048, "float32") == "sparse"
+    assert path_of(4096, 65, 2048, "float32") == "compact"
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_llama import D_IN, NUM_LAYERS
 
 from sae_jax.extraction import extract as extract_module
 from sae_jax.extraction.continuous_thoughts import thought_activations
-from sae_jax.extraction.extract import extract
+from sae_jax.extraction.extract import batches, extract
 from sae_jax.extraction.models import load_model
 from sae_jax.store import ActivationStore, Problem
 
@@ -189,6 +191,27 @@ def test_a_prompt_template_overrides_the_chat_template(tiny_llama_folder):
     assert templated.prompt_ids("1+1?") == plain.tokenizer("Q: 1+1? A:")["input_ids"]
     plain.tokenizer.chat_template = "{{bos_token}}<{{messages[0]['content']}}>"
     assert plain.prompt_ids("1+1?") == plain.tokenizer("<1+1?>")["input_ids"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 900), min_size=1, max_size=80),
+    batch_size=st.integers(1, 40),
+    device=st.sampled_from(["cpu", "cuda"]),
+)
+def test_batches_hold_every_problem_once_within_their_limits(lengths, batch_size, device):
+    prompts = [[0] * length for length in lengths]
+    found = list(batches(range(len(prompts)), prompts, batch_size, torch.device(device)))
+    in_order = [problem for batch in found for problem in batch]
+    assert sorted(in_order) == list(range(len(prompts)))
+    assert [lengths[problem] for problem in in_order] == sorted(lengths)
+    for batch, following in zip(found, [*found[1:], None], strict=True):
+        longest = lengths[batch[-1]]
+        assert len(batch) <= batch_size
+        assert device == "cuda" or len(batch) == 1 or len(batch) * longest <= 3000
+        if following:  # one more would have been too many
+            more = (len(batch) + 1) * lengths[following[0]]
+            assert len(batch) == batch_size or (device == "cpu" and more > 3000)
 
 
 def extract_in_child(tiny_llama_folder, output):

@@ -1,7 +1,8 @@
 """From problems and a model to a store of activations, whatever interrupts it."""
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 
@@ -22,8 +23,10 @@ from sae_jax.store_writer import StorePlan, StoreWriter, lock
 
 NO_FEEDBACK = "none"
 ALL_TOKENS = "all"
-# Problems that the model reads at once: 64 have more padding, and outgrow a CPU's caches.
+# Problems that the model reads at once: 64 have more padding. On a CPU they are fewer where
+# prompts are long: so many tokens, padding included, still fit its caches.
 BATCH_SIZE = 32
+_MAX_TOKENS_ON_CPU = 3000
 
 # A shard is held in float32 before it is written, and bounds the memory that a run needs.
 _SHARD_BYTES = 2**28
@@ -58,7 +61,7 @@ def extract(
         prompt (negative ones from its end), or `("all",)` for every token of the question.
       feedback: what a pass of thought feeds: "codi", "hidden", "soft", or "none" for no
         thoughts.
-      batch_size: problems that the model reads at once.
+      batch_size: problems that the model reads at once, at most.
       storage_dtype: "float16" or "float32".
       resume: continue a store of the same plan, or reuse a finished one.
       overwrite: replace a store that is there.
@@ -103,7 +106,8 @@ def extract(
         ) as bar:
             for shard in shards:
                 rows = _Rows(plan, shard)
-                for batch in _batches(plan.shard_problems(shard), prompts, batch_size):
+                shard_problems = plan.shard_problems(shard)
+                for batch in batches(shard_problems, prompts, batch_size, model.device):
                     read = [prompts[problem] for problem in batch]
                     rows.put(batch, _activations(model, read, layers, positions, feedback))
                     bar.update(len(batch))
@@ -151,13 +155,24 @@ def _activations(
     return thought_activations(model, prompts, layers=layers, positions=indices, feedback=feedback)
 
 
-def _batches(
-    problems: range, prompts: Sequence[Sequence[int]], batch_size: int
+def batches(
+    problems: Iterable[int],
+    prompts: Sequence[Sequence[int]],
+    batch_size: int,
+    device: torch.device,
 ) -> Iterator[list[int]]:
     """Batches of prompts of like length, the same ones whichever shards are still missing."""
-    by_length = sorted(problems, key=lambda problem: len(prompts[problem]))
-    for start in range(0, len(by_length), batch_size):
-        yield by_length[start : start + batch_size]
+    max_tokens = _MAX_TOKENS_ON_CPU if device.type == "cpu" else math.inf
+    batch: list[int] = []
+    for problem in sorted(problems, key=lambda problem: len(prompts[problem])):
+        # Of this length, as the longest of a batch, all of it would be.
+        num_tokens = (len(batch) + 1) * len(prompts[problem])
+        if batch and (len(batch) == batch_size or num_tokens > max_tokens):
+            yield batch
+            batch = []
+        batch.append(problem)
+    if batch:
+        yield batch
 
 
 def _tokenize(
