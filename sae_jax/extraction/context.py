@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from transformers import DynamicCache
 
+from sae_jax.extraction.linear import OneDNNLinear
 from sae_jax.extraction.models import LanguageModel
 
 LayerHook = Callable[[int, torch.Tensor], torch.Tensor | None]
@@ -44,7 +45,7 @@ class Context:
         # Padding neither takes a position nor is attended to, so a sequence sees what it
         # would see alone.
         positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-        with _hooked(self.model, layers, hook):
+        with _hooked(self.model, layers, hook), OneDNNLinear():
             return self.model.decoder(
                 inputs_embeds=embeddings,
                 attention_mask=self.mask,

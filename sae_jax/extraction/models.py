@@ -16,6 +16,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sae_jax.extraction.linear import OneDNNLinear
+
 PACKAGED = "packaged"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -98,7 +100,8 @@ class LanguageModel:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Vocabulary logits of final hidden states, float32 `[..., vocab_size]`."""
-        return self.causal_lm.get_output_embeddings()(hidden).float()
+        with OneDNNLinear():
+            return self.causal_lm.get_output_embeddings()(hidden).float()
 
     def settings(self) -> dict[str, Any]:
         """What besides the weights decides the activations, for a store's manifest."""
