@@ -9,14 +9,14 @@ interleaved and medians reported, next to the speed of this machine's matrix pro
 memory in the same minutes. Contenders from other libraries take part where installed.
 
     headline   4 members, d_sae 512, k 50, D 2048, all contenders
-    large      one member, d_sae 16384, k 64, D 576; the sparse path takes a quarter of the loop
+    large      one member, d_sae 16384, k 64, D 576; the sparse path takes a fifth of the loop
     members, d_sae, k, d_in, num_samples   growth along one axis
     grid       the 14 members of the published experiment's open questions through
                `train_sweep`, compilation and scores included, and the same as a loop
     memory     peak memory of the headline's contenders, a process each
 
-A section takes minutes on 2 CPU cores. On a Zen 4 with AVX-512 BF16 expect the headline at
-1.3 times the PyTorch loop in float32 and 2 times in bfloat16.
+A section takes minutes on 2 CPU cores. On a Zen 5 expect the headline at 2.2 times the PyTorch
+loop in float32 (2.6 times on real --activations), and 2.7 to 3.5 times in bfloat16.
 """
 
 import csv

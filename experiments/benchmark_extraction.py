@@ -11,7 +11,7 @@ same loop in float64, on every eighth problem. The third extracts all layers of 
 4,096 short problems, two thoughts long, each in a process of its own.
 
 Cost: one to four minutes each on 2 CPU cores.
-Expected: 3.5 to 4 times the loop's problems per second in float32; batches at least as
+Expected: on AMD 5 to 6 times the loop's problems per second in float32; batches at least as
 near to float64 as the loop is, some 1e-4 of the median problem; peak memories within 10 %
 of each other.
 """
