@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from torch_reference import train as train_in_torch
 
 from sae_jax.data import epoch_order
-from sae_jax.sweep.step import Hyperparameters, init_group, train_epoch
+from sae_jax.sweep.step import (
+    Hyperparameters,
+    init_group,
+    train_epoch,
+    with_encoders_transposed,
+)
 
 D_IN, WIDTH, BATCH_SIZE = 12, 24, 16
 
@@ -45,9 +50,12 @@ def train(
     data_seed=0,
     dtype="float32",
     one_by_one=False,
+    path="dense",
 ):
     """The state after some epochs, and the losses of every step, `[num_steps, M]`."""
     state = init_group(hyper, d_in=x.shape[1], width=width)
+    if path != "dense":
+        state = with_encoders_transposed(state)
     history = []
     for epoch in range(epochs):
         state, losses = train_epoch(
@@ -59,8 +67,11 @@ def train(
             batch_size=batch_size,
             dtype=dtype,
             one_by_one=one_by_one,
+            path=path,
         )
         history.append(np.asarray(losses))
+    if path != "dense":
+        state = with_encoders_transposed(state)
     return jax.device_get(state), np.concatenate(history)
 
 
@@ -130,10 +141,16 @@ def members(draw):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.tuples(members(), members(), members()), st.booleans())
-def test_a_member_equals_its_solo_run_and_padding_stays_zero(mix, one_by_one):
+@given(
+    st.tuples(members(), members(), members()),
+    st.sampled_from([(False, "dense"), (True, "dense"), (True, "compact")]),
+)
+def test_a_member_equals_its_solo_run_and_padding_stays_zero(mix, how):
     x = samples(70)
-    state, losses = train(hyperparameters(*mix), x, WIDTH, epochs=4, one_by_one=one_by_one)
+    one_by_one, path = how
+    state, losses = train(
+        hyperparameters(*mix), x, WIDTH, epochs=4, one_by_one=one_by_one, path=path
+    )
     assert len(losses) == 20
     moments = state.opt_state
     for i, member in enumerate(mix):
