@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gradients import D_IN, arrays, assert_dense_gradients, doubled
+from gradients import D_IN, arrays, assert_dense_gradients, assert_dense_sweep, doubled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,24 +77,12 @@ def test_the_narrowest_width_that_holds_the_latents_is_computed(num_latents, wid
 
 
 def test_sweeps_on_both_paths_agree():
-    x = np.asarray(arrays(8)[1])
     members = [
         sae_jax.SAEConfig(300, 4),
         sae_jax.SAEConfig(290, 7, seed=1, learning_rate=3e-3),
         sae_jax.SAEConfig(150, 150, seed=2),
     ]
-    how = {"epochs": 4, "batch_size": 20, "max_padding": 0.9}
-    dense, compact_ = (
-        sae_jax.train_sweep(members, x, x, sae_jax.TrainConfig(path=path, **how), progress=False)
-        for path in ("dense", "compact")
-    )
-    for i, config in enumerate(members):
-        np.testing.assert_allclose(compact_.members[i].losses, dense.members[i].losses, rtol=1e-5)
-        assert compact_.members[i].params["w_enc"].shape == (D_IN, config.d_sae)
-        for name in PARAM_NAMES:
-            np.testing.assert_allclose(
-                compact_.members[i].params[name], dense.members[i].params[name], atol=1e-4
-            )
+    assert_dense_sweep("compact", members, max_padding=0.9)
 
 
 def hyperparameters(d_sae, k):

@@ -1,9 +1,10 @@
-"""What the paths that skip latents are held to: the dense gradients."""
+"""What the paths that skip latents are held to: the dense path's gradients and sweeps."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import sae_jax
 from sae_jax import losses
 from sae_jax.sae import PARAM_NAMES, init_params
 from sae_jax.sweep.step import member_sae
@@ -42,3 +43,22 @@ def assert_dense_gradients(loss_of, params, x, k, dtype="float32", tolerance=1e-
         np.testing.assert_allclose(
             found_grads[name], grads[name], rtol=0, atol=tolerance * scale, err_msg=name
         )
+
+
+def assert_dense_sweep(path, members, **options):
+    """Trains a sweep on a path and on the dense one, and compares losses and parameters."""
+    x = np.asarray(arrays(8)[1])
+    found, dense = (
+        sae_jax.train_sweep(
+            members,
+            x,
+            x,
+            sae_jax.TrainConfig(epochs=4, batch_size=20, path=path, **options),
+            progress=False,
+        ).members
+        for path in (path, "dense")
+    )
+    for member, expected in zip(found, dense, strict=True):
+        np.testing.assert_allclose(member.losses, expected.losses, rtol=1e-5)
+        for name in PARAM_NAMES:
+            np.testing.assert_allclose(member.params[name], expected.params[name], atol=1e-4)

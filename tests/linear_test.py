@@ -22,9 +22,8 @@ class Recorded(TorchDispatchMode):
 @pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 5, 7), (1, 1, 7)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_equals_the_product_in_float64(shape, bias):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator)
-    layer = nn.Linear(7, 4, bias=bias)
+    torch.manual_seed(0)
+    x, layer = torch.randn(shape), nn.Linear(7, 4, bias=bias)
     with torch.no_grad(), OneDNNLinear(), Recorded() as recorded:
         found = layer(x)
     expected = x.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0.0)

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gradients import D_IN, arrays, assert_dense_gradients, dense_loss, doubled
+from gradients import (
+    D_IN,
+    arrays,
+    assert_dense_gradients,
+    assert_dense_sweep,
+    dense_loss,
+    doubled,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,25 +101,8 @@ def test_vmap_over_members_is_each_member_alone():
 
 
 def test_sweeps_on_both_paths_agree():
-    x = np.asarray(arrays(8)[1])
     members = [sae_jax.SAEConfig(300, 4), sae_jax.SAEConfig(290, 7, seed=1, learning_rate=3e-3)]
-    dense, sparse_ = (
-        sae_jax.train_sweep(
-            members,
-            x,
-            x,
-            sae_jax.TrainConfig(epochs=4, batch_size=20, path=path),
-            progress=False,
-        )
-        for path in ("dense", "sparse")
-    )
-    for i, config in enumerate(members):
-        np.testing.assert_allclose(sparse_.members[i].losses, dense.members[i].losses, rtol=1e-5)
-        assert sparse_.members[i].params["w_enc"].shape == (D_IN, config.d_sae)
-        for name in PARAM_NAMES:
-            np.testing.assert_allclose(
-                sparse_.members[i].params[name], dense.members[i].params[name], atol=1e-4
-            )
+    assert_dense_sweep("sparse", members)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,12 @@ def hyperparameters(*members):
     )
 
 
-in_both_orders = pytest.mark.parametrize("one_by_one", [False, True], ids=["vmap", "scan"])
+WAYS = {
+    "vmap": {"one_by_one": False},
+    "scan": {"one_by_one": True},
+    "compact": {"one_by_one": True, "path": "compact"},
+}
+in_every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
 def train(
@@ -101,11 +106,11 @@ def assert_equal_params(got, want, **tolerance):
         np.testing.assert_allclose(got[name], want[name], err_msg=name, **tolerance)
 
 
-@in_both_orders
+@in_every_way
 @pytest.mark.parametrize("n", [96, 70, 9], ids=["whole batches", "a rest", "less than a batch"])
-def test_an_epoch_equals_pytorch_with_every_sample_used_once(n, one_by_one):
+def test_an_epoch_equals_pytorch_with_every_sample_used_once(n, way):
     x, hyper = samples(n), hyperparameters((20, 4, 0, 1e-3), (WIDTH, 6, 1, 3e-3))
-    state, losses = train(hyper, x, WIDTH, epochs=2, one_by_one=one_by_one)
+    state, losses = train(hyper, x, WIDTH, epochs=2, **way)
     assert losses.shape == (2 * -(-n // BATCH_SIZE), 2)
     for member, (d_sae, k, learning_rate) in enumerate([(20, 4, 1e-3), (WIDTH, 6, 3e-3)]):
         torch_losses, torch_params = train_in_torch(
@@ -143,14 +148,11 @@ def members(draw):
 @settings(max_examples=15, deadline=None)
 @given(
     st.tuples(members(), members(), members()),
-    st.sampled_from([(False, "dense"), (True, "dense"), (True, "compact")]),
+    st.sampled_from(list(WAYS.values())),
 )
-def test_a_member_equals_its_solo_run_and_padding_stays_zero(mix, how):
+def test_a_member_equals_its_solo_run_and_padding_stays_zero(mix, way):
     x = samples(70)
-    one_by_one, path = how
-    state, losses = train(
-        hyperparameters(*mix), x, WIDTH, epochs=4, one_by_one=one_by_one, path=path
-    )
+    state, losses = train(hyperparameters(*mix), x, WIDTH, epochs=4, **way)
     assert len(losses) == 20
     moments = state.opt_state
     for i, member in enumerate(mix):
@@ -169,10 +171,10 @@ def test_a_member_equals_its_solo_run_and_padding_stays_zero(mix, how):
             assert not params["w_dec"][i, d_sae:].any()
 
 
-@in_both_orders
+@in_every_way
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_diverging_member_leaves_the_others_bit_for_bit(dtype, one_by_one):
-    x, how = samples(70), {"epochs": 2, "dtype": dtype, "one_by_one": one_by_one}
+def test_a_diverging_member_leaves_the_others_bit_for_bit(dtype, way):
+    x, how = samples(70), {"epochs": 2, "dtype": dtype, **way}
     calm, wild = (15, 4, 0, 1e-3), (WIDTH, 6, 1, 1e30)
     before, losses_before = train(hyperparameters(calm, (WIDTH, 6, 1, 1e-3)), x, WIDTH, **how)
     after, losses_after = train(hyperparameters(calm, wild), x, WIDTH, **how)
