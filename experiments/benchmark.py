@@ -110,8 +110,8 @@ def samples(num_samples: int, d_in: int) -> np.ndarray:
     """Activations `[num_samples, d_in]`: real ones if there are, else made up.
 
     Real ones of a smaller width are rotated into the larger space, which keeps lengths and
-    angles, and so how many latents fire. Made-up ones are sparse mixtures of 2 D directions;
-    all latents fire in nearly every batch of them, which is the worst case.
+    angles. Made-up ones are sparse mixtures of 2 D directions, of which all 512 latents of the
+    headline fire in every batch: the worst case for paths that skip latents.
     """
     rng = np.random.default_rng(0)
     if _ACTIVATIONS.value:

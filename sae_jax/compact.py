@@ -2,8 +2,8 @@
 
 Equal to the dense products up to the order of sums. All latents are encoded; but a latent
 that no sample of the batch selects adds nothing to a reconstruction and gets no gradient,
-and with k = 50 of 512 only 25 to 45 % of them are selected by any of 256 real activations. The
-other four products run on the rows of those alone, in one of a few static widths.
+and with k = 50 of 512 a quarter to a half of them are selected by any of 256 real activations.
+The other four products run on the rows of those alone, in one of a few static widths.
 
 Arrays of latents lead with the latent, `[F, b]`: rows are then what is gathered, and three
 of the five products read their operands as they lie in memory.

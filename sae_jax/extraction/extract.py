@@ -165,7 +165,7 @@ def batches(
     max_tokens = _MAX_TOKENS_ON_CPU if device.type == "cpu" else math.inf
     batch: list[int] = []
     for problem in sorted(problems, key=lambda problem: len(prompts[problem])):
-        # Of this length, as the longest of a batch, all of it would be.
+        # All are padded to the longest, which is the one that comes last.
         num_tokens = (len(batch) + 1) * len(prompts[problem])
         if batch and (len(batch) == batch_size or num_tokens > max_tokens):
             yield batch

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 class OneDNNLinear(TorchFunctionMode):
     """Inside this context linear layers in float32 on a CPU run in oneDNN, which PyTorch brings.
 
-    PyTorch itself takes MKL, which on AMD's processors reaches half of what oneDNN does. The
+    PyTorch itself takes MKL, which on an AMD Zen 5 reaches half of what oneDNN does. The
     operator is the one that `torch.compile` puts in its place; no weight is changed or packed.
     Other dtypes and devices, and whatever needs a gradient, are left alone.
     """

@@ -17,14 +17,14 @@ from sae_jax.data import DataSlice
 DEFAULT_MAX_PADDING = {"cpu": 0.05}
 ACCELERATOR_MAX_PADDING = 0.5
 
-# From how many latents, and how many for each one kept, the sparse path is the fastest;
+# From how many latents, and how many for each one kept, the sparse path is faster or as fast;
 # measured on CPU, where alone a path other than the dense one is chosen unasked.
 SPARSE_MIN_D_SAE = 1024
 SPARSE_MIN_RATIO = {"float32": 64, "bfloat16": 80}
 
 # From how many weights of an encoder the compact path is faster than the dense one in float32,
-# on real activations. bfloat16 products leave less to save: there it gains up to 1.3 times at
-# d_sae / k >= 20 and loses as much where most latents fire, and is chosen only by name.
+# on real activations. bfloat16 products leave less to save: there a step gained up to 1.3 times
+# at d_sae / k = 20 and lost a tenth at 5, so it is chosen only by name.
 COMPACT_MIN_WEIGHTS = 200_000
 
 # What a padding latent costs there in relation to others: it never fires, but is encoded and
