@@ -5,8 +5,9 @@
 
 Each section prints a table and writes NAME.csv (and NAME.png where it shows growth) to
 --output. All contenders of a section see the same samples in one process; repeats are
-interleaved and medians reported, next to the speed of this machine's matrix products and
-memory in the same minutes. Contenders from other libraries take part where installed.
+interleaved, over the sizes of a growth too, and medians reported, next to the speed of this
+machine's matrix products and memory in the same minutes. Contenders from other libraries
+take part where installed.
 
     headline   4 members, d_sae 512, k 50, D 2048, all contenders
     large      one member, d_sae 16384, k 64, D 576; the sparse path takes a fifth of the loop
@@ -23,7 +24,7 @@ import csv
 import dataclasses
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,19 +82,15 @@ def main(argv: list[str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for section in _SECTIONS.value:
         if section == "headline":
-            rows = compare(HEADLINE, CONTENDERS)
+            rows = compare([HEADLINE], CONTENDERS)
         elif section == "large":
-            rows = compare(LARGE, CONTENDERS)
+            rows = compare([LARGE], CONTENDERS)
         elif section == "grid":
             rows = grid_rows()
         elif section == "memory":
             rows = memory_rows(HEADLINE) + memory_rows(LARGE)
         else:
-            rows = [
-                row
-                for workload in GROWTH[section]
-                for row in compare(workload, growth_contenders())
-            ]
+            rows = compare(GROWTH[section], growth_contenders())
             plot_growth(rows, section, output / f"{section}.png")
         print(f"\n{section}")
         print_table(rows)
@@ -128,39 +125,48 @@ def samples(num_samples: int, d_in: int) -> np.ndarray:
     return (codes @ directions).astype(np.float32)
 
 
-def compare(workload: Workload, names: Mapping[str, Contender]) -> list[Row]:
-    """Times contenders, and this machine's ceilings, in turn; one row a contender."""
-    x = samples(workload.num_samples, workload.d_in)
-    runners = {name: prepare(workload, x) for name, prepare in names.items()}
+def compare(workloads: Sequence[Workload], names: Mapping[str, Contender]) -> list[Row]:
+    """Times contenders on workloads, and this machine's ceilings, in turn; one row each."""
+    runners = {
+        (workload, name): prepare(workload, samples(workload.num_samples, workload.d_in))
+        for workload in workloads
+        for name, prepare in names.items()
+    }
     a, b = jnp.ones((1024, 2048)), jnp.ones((2048, 1024))
-    ceilings = {"matmul": lambda: _product(a, b).block_until_ready(), "copy": _copy}
     seconds = interleaved_medians(
-        {name: runner.run for name, runner in runners.items()} | ceilings, _REPEATS.value
+        {key: runner.run for key, runner in runners.items()}
+        | {_MATMUL: lambda: _product(a, b).block_until_ready(), _COPY: _copy},
+        _REPEATS.value,
     )
-    peak = _MATMUL_FLOPS / seconds["matmul"]
-    bandwidth = _COPY_BYTES / seconds["copy"]
-    floor = workload.flops_per_member_step / peak + workload.optimizer_bytes / bandwidth
-    per_step = {name: seconds[name] / runner.member_steps for name, runner in runners.items()}
-    return [
-        dataclasses.asdict(workload)
-        | {
-            "contender": name,
-            "ms_per_member_step": 1e3 * per_step[name],
-            "speedup_over_loop": per_step[TORCH_LOOP] / per_step[name],
-            "gflops": workload.flops_per_member_step / per_step[name] / 1e9,
-            "share_of_matmul_peak": workload.flops_per_member_step / per_step[name] / peak,
-            "share_of_dense_floor": floor / per_step[name],
-            "compile_seconds": runner.compile_seconds,
-            "matmul_gflops": peak / 1e9,
-            "memory_gbytes_per_s": bandwidth / 1e9,
-        }
-        for name, runner in runners.items()
-    ]
+    peak = _MATMUL_FLOPS / seconds[_MATMUL]
+    bandwidth = _COPY_BYTES / seconds[_COPY]
+    per_step = {key: seconds[key] / runner.member_steps for key, runner in runners.items()}
+    rows: list[Row] = []
+    for (workload, name), runner in runners.items():
+        flops, step = workload.flops_per_member_step, per_step[workload, name]
+        rows.append(
+            dataclasses.asdict(workload)
+            | {
+                "contender": name,
+                "ms_per_member_step": 1e3 * step,
+                "speedup_over_loop": per_step[workload, TORCH_LOOP] / step,
+                "gflops": flops / step / 1e9,
+                "share_of_matmul_peak": flops / step / peak,
+                "share_of_dense_floor": (flops / peak + workload.optimizer_bytes / bandwidth)
+                / step,
+                "compile_seconds": runner.compile_seconds,
+                "matmul_gflops": peak / 1e9,
+                "memory_gbytes_per_s": bandwidth / 1e9,
+            }
+        )
+    return rows
 
 
-def interleaved_medians(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def interleaved_medians(
+    runs: Mapping[Hashable, Callable[[], object]], repeats: int
+) -> dict[Hashable, float]:
     """Median seconds of each run, after one that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[Hashable, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
             start = time.perf_counter()
@@ -170,6 +176,7 @@ def interleaved_medians(runs: Mapping[str, Callable[[], object]], repeats: int) 
     return {name: float(np.median(values)) for name, values in seconds.items()}
 
 
+_MATMUL, _COPY = "matmul", "copy"
 _MATMUL_FLOPS = 2 * 1024 * 2048 * 1024
 _COPY_BYTES = 2 * 4 * 2**26
 
