@@ -5,9 +5,9 @@ r"""How fast is extraction, how exact are batches, and does memory grow with the
     python experiments/benchmark_extraction.py --measure=memory
 
 The first compares batches with a plain transformers loop, one problem at a time, that keeps
-every layer and computes every logit, as published code does; to save time it runs on every
-`--loop_stride`th problem. The second asks whether the loop or the batches are nearer to the
-same loop in float64, on every eighth problem. The third extracts all layers of 512 and of
+every layer and computes every logit, as published code does. The second asks whether the loop
+or the batches are nearer to the same loop in float64. To save time loops run on every
+`--loop_stride`th problem. The third extracts all layers of 512 and of
 4,096 short problems, two thoughts long, each in a process of its own.
 
 Cost: one to four minutes each on 2 CPU cores.
@@ -43,7 +43,6 @@ _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", BATCH_SIZE, "Problems that are read at once, at most."
 )
 
-_PRECISION_STRIDE = 8
 _TEMPLATE = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -76,38 +75,32 @@ def _measure_speed() -> None:
         start = time.perf_counter()
         found = _in_batches(model, prompts, layers)
         rate = len(prompts) / (time.perf_counter() - start)
-        found = found[:, :, strided]
-        by_problem = _differences(found, expected, dim=2)
-        by_thought = _differences(found, expected, dim=1)
         print(
             f"| batches of {_BATCH_SIZE.value}, {dtype} ({len(prompts)} problems) "
             f"| {rate:.2f} | {rate / loop_rate:.2f} "
-            f"| {(found - expected).norm() / expected.norm():.1e} "
-            f"| {by_thought[0]:.1e}, {by_thought[-1]:.1e} "
-            f"| {by_problem.median():.1e}, {by_problem.max():.1e} |"
+            f"{_difference_cells(found[:, :, strided], expected)}"
         )
 
 
 def _measure_precision() -> None:
     model, prompts = _model_and_prompts()
     layers = range(model.num_layers)
-    strided = range(0, len(prompts), _PRECISION_STRIDE)
+    strided = range(0, len(prompts), _LOOP_STRIDE.value)
     loop = torch.stack([_plain_loop(model, prompts[i]) for i in strided], dim=2)
     batches = _in_batches(model, prompts, layers)[:, :, strided]
     in_float64 = dataclasses.replace(model, causal_lm=model.causal_lm.double())
     exact = torch.stack([_plain_loop(in_float64, prompts[i]) for i in strided], dim=2).float()
-    print(f"| {len(strided)} problems | of all | of the median problem | of the worst |")
+    print(
+        f"| {len(strided)} problems | of all | of the first, last thought "
+        "| of the median, worst problem |"
+    )
     print("|---|---|---|---|")
     for name, found, expected in (
         ("loop from float64", loop, exact),
         (f"batches of {_BATCH_SIZE.value} from float64", batches, exact),
         (f"batches of {_BATCH_SIZE.value} from the loop", batches, loop),
     ):
-        by_problem = _differences(found, expected, dim=2)
-        print(
-            f"| {name} | {(found - expected).norm() / expected.norm():.1e} "
-            f"| {by_problem.median():.1e} | {by_problem.max():.1e} |"
-        )
+        print(f"| {name} {_difference_cells(found, expected)}")
 
 
 def _model_and_prompts() -> tuple[LanguageModel, list[list[int]]]:
@@ -121,6 +114,17 @@ def _differences(found: torch.Tensor, expected: torch.Tensor, dim: int) -> torch
     others = [axis for axis in range(4) if axis != dim]
     difference = torch.linalg.vector_norm(found - expected, dim=others)
     return difference / torch.linalg.vector_norm(expected, dim=others)
+
+
+def _difference_cells(found: torch.Tensor, expected: torch.Tensor) -> str:
+    """Cells of a table: of all, of the first and last thought, of the median and worst problem."""
+    by_thought = _differences(found, expected, dim=1)
+    by_problem = _differences(found, expected, dim=2)
+    return (
+        f"| {(found - expected).norm() / expected.norm():.1e} "
+        f"| {by_thought[0]:.1e}, {by_thought[-1]:.1e} "
+        f"| {by_problem.median():.1e}, {by_problem.max():.1e} |"
+    )
 
 
 def _in_batches(

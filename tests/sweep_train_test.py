@@ -272,11 +272,17 @@ def test_real_activations_give_the_recorded_table_over_five_seeds(smollm2_split)
 
 
 @pytest.mark.slow
-def test_members_equal_their_solo_runs_on_real_activations(smollm2_split):
-    configs = [SAEConfig(250, 50), SAEConfig(240, 25, seed=1), SAEConfig(230, 100, seed=2)]
-    mixed = quietly(configs, *smollm2_split, max_padding=0.2)
+@pytest.mark.parametrize(
+    ("path", "configs"),
+    [
+        ("dense", [SAEConfig(250, 50), SAEConfig(240, 25, seed=1), SAEConfig(230, 100, seed=2)]),
+        ("compact", [SAEConfig(512, 50), SAEConfig(500, 25, seed=1), SAEConfig(450, 100, seed=2)]),
+    ],
+)
+def test_members_equal_their_solo_runs_on_real_activations(smollm2_split, path, configs):
+    mixed = quietly(configs, *smollm2_split, max_padding=0.2, path=path)
     for member in mixed.members:
-        solo = quietly([member.config], *smollm2_split).members[0]
+        solo = quietly([member.config], *smollm2_split, path=path).members[0]
         np.testing.assert_allclose(member.losses[:20], solo.losses[:20], rtol=1e-5)
         gap = member.metrics["explained_variance"] - solo.metrics["explained_variance"]
         assert abs(gap) < 5e-4
