@@ -5,11 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from tiny_llama import D_IN, NUM_LAYERS
 from transformers import AutoModelForCausalLM
 
 from sae_jax.extraction.answers import read_tokens
-from sae_jax.extraction.continuous_thoughts import think, thought_activations
+from sae_jax.extraction.continuous_thoughts import (
+    expected_embedding,
+    think,
+    thought_activations,
+)
 from sae_jax.extraction.models import load_model
 from sae_jax.extraction.problems import load_problems
 from sae_jax.extraction.token_states import all_token_activations, token_activations
@@ -53,6 +58,23 @@ def test_a_left_padded_batch_equals_a_plain_loop(tiny_llama_folder, model, promp
         for row, prompt in enumerate(prompts):
             expected = thoughts_alone(reference, prompt, feedback)
             torch.testing.assert_close(activations[:, :, row], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 8])
+def test_expected_embeddings_over_a_real_vocabulary_equal_float64(num_rows):
+    rng = np.random.default_rng(num_rows)
+    logits = (3 * rng.standard_normal((num_rows, 49_152))).astype(np.float32)
+    vocabulary = rng.standard_normal((49_152, 64)).astype(np.float32)
+    expected = softmax(logits.astype(np.float64), axis=-1) @ vocabulary.astype(np.float64)
+    found = expected_embedding(torch.tensor(logits), torch.tensor(vocabulary)).numpy()
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert error < 1e-6
+    half = expected_embedding(torch.tensor(logits), torch.tensor(vocabulary).bfloat16())
+    assert half.dtype == torch.bfloat16
+    rounded = torch.tensor(vocabulary).bfloat16().double().numpy()
+    np.testing.assert_allclose(
+        half.double(), softmax(logits.astype(np.float64), axis=-1) @ rounded, rtol=2**-8
+    )
 
 
 def test_chosen_layers_and_positions_are_those_of_the_whole(model, prompts):
@@ -163,4 +185,8 @@ def test_recorded_activations_of_smollm2_are_reproduced(smollm2):
     ours = thought_activations(model, prompts, layers=[25], positions=[3])[0, 0].numpy()
     recorded = np.load(SHARED / "data/smollm2_gsm8k/layer25_position3.npy")[:32]
     recorded = recorded.astype(np.float32)
-    assert np.linalg.norm(ours - recorded) / np.linalg.norm(recorded) < 2e-3
+    error = np.linalg.norm(ours - recorded, axis=1) / np.linalg.norm(recorded, axis=1)
+    # Recorded in float16, which alone makes 2e-4, and with a float32 softmax, which moves one of
+    # these problems by 1.5e-2.
+    assert np.median(error) < 5e-4
+    assert error.max() < 3e-2
