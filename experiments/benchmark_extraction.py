@@ -13,7 +13,7 @@ third extracts all layers of 512 and of 4,096 short problems, two thoughts long,
 process of its own.
 
 Cost: one to four minutes each on 2 CPU cores; with `--loop_stride=1` up to ten.
-Expected: on AMD 5 to 6 times the loop's problems per second in float32; a relative difference
+Expected: on a Zen 5 6 times the loop's problems per second in float32; a relative difference
 of some 3e-4, of the plain loop 6e-3; peak memories within 10 % of each other.
 """
 
