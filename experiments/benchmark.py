@@ -296,7 +296,7 @@ def plot_growth(rows: list[Row], axis: str, path: Path) -> None:
         ]
         plot.plot(*zip(*points, strict=True), marker="o", label=name)
     plot.grid(alpha=0.3, which="both")
-    plot.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=150)
 
 
