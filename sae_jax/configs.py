@@ -3,9 +3,13 @@
 import dataclasses
 import itertools
 import math
+import numbers
 import operator
 from collections.abc import Iterable
 from typing import Any, Literal
+
+SEED_FIELDS = ("seed", "data_seed")
+"""Fields of `SAEConfig` that repeat a setting and are no settings themselves."""
 
 _MAX_SEED = 2**32 - 1
 
@@ -17,9 +21,11 @@ class SAEConfig:
     Attributes:
       d_sae: dictionary size F.
       k: latents kept per sample.
-      seed: of the initial parameters.
+      seed: PRNG seed of the initialization.
       learning_rate: of Adam.
       layer, position: the data slice; `None` when the sweep trains on one array.
+      data_seed: PRNG seed of the order of the samples; `None` takes that of the
+        `TrainConfig`, so that members see the same batches.
     """
 
     d_sae: int
@@ -28,6 +34,7 @@ class SAEConfig:
     learning_rate: float = 1e-3
     layer: int | None = None
     position: int | str | None = None
+    data_seed: int | None = None
 
     def __post_init__(self) -> None:
         _make_integers(self, "d_sae", "k", "seed")
@@ -36,9 +43,12 @@ class SAEConfig:
         if not 1 <= self.k <= self.d_sae:
             raise ValueError(f"k is {self.k}; allowed is 1 to d_sae = {self.d_sae}")
         _check_seed("seed", self.seed)
+        if self.data_seed is not None:
+            _make_integers(self, "data_seed")
+            _check_seed("data_seed", self.data_seed)
+        _make_floats(self, "learning_rate")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate is {self.learning_rate}; allowed is a positive number")
-        object.__setattr__(self, "learning_rate", float(self.learning_rate))
         for name in ("layer", "position"):
             if not isinstance(getattr(self, name), str | None):
                 _make_integers(self, name)
@@ -48,6 +58,11 @@ class SAEConfig:
         """The (layer, position) whose activations the member trains on."""
         return self.layer, self.position
 
+    @property
+    def setting(self) -> "SAEConfig":
+        """The config with seeds of 0: members are repetitions of one setting if these are equal."""
+        return dataclasses.replace(self, seed=0, data_seed=None)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -56,7 +71,7 @@ class TrainConfig:
     Attributes:
       epochs: passes over the training samples.
       batch_size: samples a step; the last, smaller batch of an epoch is kept.
-      data_seed: of the order of the samples, the same for every member.
+      data_seed: PRNG seed of the order of the samples, for members that name none.
       compute_dtype: of the matrix products; accumulation, parameters and optimizer
         state stay float32.
       path: to which latents decoding and gradients are confined: `"dense"`, all;
@@ -89,10 +104,16 @@ class TrainConfig:
             raise ValueError(
                 f"path is {self.path!r}; allowed are 'auto', 'dense', 'compact' and 'sparse'"
             )
-        if self.max_padding is not None and not 0 <= self.max_padding < 1:
-            raise ValueError(f"max_padding is {self.max_padding}; allowed is 0 up to below 1")
-        if self.memory_budget is not None and self.memory_budget < 1:
-            raise ValueError(f"memory_budget is {self.memory_budget}; allowed is 1 or more bytes")
+        if self.max_padding is not None:
+            _make_floats(self, "max_padding")
+            if not 0 <= self.max_padding < 1:
+                raise ValueError(f"max_padding is {self.max_padding}; allowed is 0 up to below 1")
+        if self.memory_budget is not None:
+            _make_integers(self, "memory_budget")
+            if self.memory_budget < 1:
+                raise ValueError(
+                    f"memory_budget is {self.memory_budget}; allowed is 1 or more bytes"
+                )
 
 
 def _make_integers(config: Any, *names: str) -> None:
@@ -103,6 +124,15 @@ def _make_integers(config: Any, *names: str) -> None:
             object.__setattr__(config, name, operator.index(value))
         except TypeError as error:
             raise ValueError(f"{name} is {value!r}; allowed is an integer") from error
+
+
+def _make_floats(config: Any, *names: str) -> None:
+    """Turns whatever counts as a real number into Python's, which JSON can hold."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, numbers.Real):
+            raise ValueError(f"{name} is {value!r}; allowed is a number")
+        object.__setattr__(config, name, float(value))
 
 
 def _check_seed(name: str, seed: int) -> None:

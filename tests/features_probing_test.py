@@ -59,6 +59,26 @@ def test_sparse_latents_are_probed_without_filling_them(planted):
     np.testing.assert_allclose(got, dense, atol=0.02)
 
 
+def test_latents_that_the_selection_drops_are_not_reported():
+    """Latents 0 to 7 never fire; only latent 8 tells the labels apart."""
+    rng = np.random.default_rng(2)
+    labels = rng.random(200) < 0.5
+    z = np.zeros((200, 9))
+    z[:, 8] = np.where(labels, 1.0, -1.0)
+    (row,) = sparse_probing(z, z, labels[:, None], ["property"], num_features=(5,))
+    assert row["latents"] == [8]
+    assert row["auc_latents"] == 1.0
+
+
+def test_a_probe_without_features_is_chance():
+    labels = np.arange(60) < 30
+    (row,) = sparse_probing(
+        np.zeros((60, 4)), np.ones((60, 2)), labels[:, None], ["property"], num_features=(5,)
+    )
+    assert row["latents"] == []
+    assert (row["auc_latents"], row["auc_activations"], row["auc_permuted"]) == (0.5, 0.5, 0.5)
+
+
 def test_rare_properties_are_nan(planted):
     z, x, _ = planted
     labels = np.zeros((400, 2), bool)

@@ -7,7 +7,13 @@ import pytest
 
 from sae_jax.report import published
 from sae_jax.report.figures import plot_against_size, plot_against_sparsity
-from sae_jax.report.tables import comparison_table, summary_table, write_csv, write_markdown
+from sae_jax.report.tables import (
+    comparison_table,
+    interval_note,
+    summary_table,
+    write_csv,
+    write_markdown,
+)
 
 SEEDS = (0, 1, 2)
 
@@ -69,6 +75,43 @@ def test_one_seed_has_no_interval():
     table = summary_table([row for row in rows() if row["seed"] == 0])
     assert "±" not in table
     assert "nan" not in table
+
+
+def test_other_settings_are_other_lines_and_not_seeds():
+    two = [row | {"learning_rate": rate} for rate in (1e-3, 1e-2) for row in rows()]
+    table = summary_table(two).splitlines()
+    assert table[0].startswith("| K | d | learning_rate | seeds |")
+    assert len(table) == 2 + 28
+    assert any(line.startswith("| 50 | 250 | 0.01 | 3 | 90.35 ± 0.25 |") for line in table)
+    with pytest.raises(ValueError, match="several settings, which differ in learning_rate"):
+        published.claims(two)
+
+
+def test_a_diverged_seed_is_named_and_the_others_are_summarized():
+    scored = rows()
+    lost = next(row for row in scored if (row["k"], row["d_sae"], row["seed"]) == (50, 250, 1))
+    for name in lost.keys() - {"d_sae", "k", "seed"}:
+        lost[name] = None
+    lost["diverged_at"] = 7
+    line = next(line for line in summary_table(scored).splitlines() if "| 50 | 250 |" in line)
+    assert "| 3; seed 1 diverged at step 7 |" in line
+    # 0.9025 and 0.9045: t(0.975, 1) = 12.706; half width 12.706 * 0.001.
+    assert "| 90.35 ± 1.27 (2 of 3) |" in line
+    assert "nan" not in line
+    a, _, c, _ = published.claims(scored)
+    assert "16.0 ± 12.7 (2 of 3) %" in a
+    assert "+2.62 ± 0.00 (2 of 3) points" in c
+    for row in scored:
+        if (row["k"], row["d_sae"]) == (50, 250):
+            row["mse"] = None
+    line = next(line for line in summary_table(scored).splitlines() if "| 50 | 250 |" in line)
+    assert "| - |" in line
+
+
+def test_the_interval_says_what_varies():
+    assert "the initialization alone" in interval_note(rows())
+    varied = [row | {"data_seed": row["seed"]} for row in rows()]
+    assert "the initialization and the order of the data." in interval_note(varied)
 
 
 def test_comparison_holds_the_published_members_alone():

@@ -1,5 +1,8 @@
 import dataclasses
 import json
+import os
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ from random_saes import random_params
 
 from sae_jax import SAEConfig, SweepResult, TrainConfig
 from sae_jax.formats import native
-from sae_jax.sweep.result import Member
+from sae_jax.sweep.result import Member, divergence, writing_sweep
 
 
 def make_result():
@@ -19,8 +22,13 @@ def make_result():
         metrics = {"mse": 0.25 if i == 0 else np.nan, "num_alive": d_sae - 1}
         config = SAEConfig(d_sae, k, seed=i, layer=14, position=3)
         firing_rate = rng.random(d_sae).astype(np.float32)
-        members.append(Member(config, random_params(i, 8, d_sae), metrics, firing_rate, losses))
+        params = random_params(i, 8, d_sae)
+        diverged_at = divergence(losses, params)
+        members.append(Member(config, params, metrics, firing_rate, losses, diverged_at))
     return SweepResult(members, TrainConfig(epochs=2, max_padding=0.3), {"store": "runs/gsm8k"})
+
+
+SHAPES = {"w_enc": (64, 2**15), "b_enc": (2**15,), "w_dec": (2**15, 64), "b_dec": (64,)}
 
 
 @pytest.fixture
@@ -52,6 +60,7 @@ def test_rows_hold_config_metrics_and_divergence():
     }
     assert second["diverged_at"] == 2
     assert (second["d_sae"], second["k"], second["layer"]) == (9, 9, 14)
+    assert (second["mse"], second["num_alive"]) == (None, None)
 
 
 def test_unknown_table_format():
@@ -70,12 +79,12 @@ def test_a_member_is_readable_without_the_sweep(saved):
     assert (sae.d_sae, sae.k) == (9, 9)
     metadata = native.load_metadata(saved / "members" / "00001")
     assert metadata["seed"] == 1
-    assert metadata["mse"] is None  # JSON has no NaN
+    assert metadata["mse"] is None  # It diverged: it has no scores.
 
 
 def test_a_folder_that_holds_something_is_refused_and_left_alone(saved):
     before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=r"already holds \['arrays.npz', 'members', 'sweep.json'"):
+    with pytest.raises(ValueError, match=r"already holds \['members', 'sweep.json'"):
         make_result().save(saved)
     assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
 
@@ -88,12 +97,76 @@ def test_a_file_in_the_folders_place_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "sweep").read_text() == "mine"
 
 
-def test_overwriting_replaces_all(saved):
+def test_overwriting_replaces_the_sweep_and_spares_what_others_put_there(saved):
+    (saved / "features").mkdir()
+    (saved / "features" / "mine.csv").write_text("mine")
+    (saved / "results.csv").write_text("mine too")
     result = make_result()
-    SweepResult(result.members[:1], result.train_config).save(saved, overwrite=True)
-    assert len(SweepResult.load(saved)) == 1
-    assert sorted(path.name for path in (saved / "members").iterdir()) == ["00000"]
+    for size in (1, 2, 1):
+        replacement = SweepResult(result.members[:size], result.train_config)
+        replacement.save(saved, overwrite=True)
+        assert len(SweepResult.load(saved)) == size
+        assert len(list(saved.glob("members*/*"))) == size
+    assert (saved / "features" / "mine.csv").read_text() == "mine"
+    assert (saved / "results.csv").read_text() == "mine too"
     assert sorted(path.name for path in saved.parent.iterdir()) == ["sweep"]
+    assert not [path.name for path in saved.iterdir() if path.name.startswith(".")]
+
+
+class Killed(BaseException):
+    """Nothing in the library catches it."""
+
+
+def overwrite_until_killed(folder, num_changes):
+    """Saves over a sweep; after some changes of the disk none succeeds, as after a kill."""
+    made = 0
+
+    def mortal(change):
+        def changed(*arguments, **options):
+            nonlocal made
+            made += 1
+            if made > num_changes:
+                raise Killed
+            return change(*arguments, **options)
+
+        return changed
+
+    result = make_result()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("rename", "replace", "unlink", "mkdir", "rmdir"):
+            patch.setattr(Path, name, mortal(getattr(Path, name)))
+        for name in ("rmdir", "unlink"):
+            patch.setattr(os, name, mortal(getattr(os, name)))
+        SweepResult(result.members[:1], result.train_config).save(folder, overwrite=True)
+
+
+def test_a_kill_at_any_moment_leaves_the_old_sweep_or_the_new_one(tmp_path):
+    sizes = []
+    for num_changes in range(100):
+        folder = tmp_path / str(num_changes)
+        make_result().save(folder)
+        try:
+            overwrite_until_killed(folder, num_changes)
+        except Killed:
+            sizes.append(len(SweepResult.load(folder)))
+            make_result().save(folder, overwrite=True)  # What was left is no obstacle.
+            assert len(SweepResult.load(folder)) == 2
+        else:
+            break
+    assert len(sizes) > 5
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(sizes) == {1, 2}
+
+
+def test_one_process_writes_at_a_time(tmp_path):
+    with writing_sweep(tmp_path / "sweep") as writer:
+        with pytest.raises(ValueError, match="another process is writing to"):
+            make_result().save(tmp_path / "sweep")
+        result = make_result()
+        for i, member in enumerate(result.members):
+            writer.write(i, member)
+        writer.finish(result.train_config, result.data)
+    assert len(SweepResult.load(tmp_path / "sweep")) == 2
 
 
 def test_overwriting_spares_a_folder_that_holds_no_sweep(tmp_path):
@@ -104,11 +177,61 @@ def test_overwriting_spares_a_folder_that_holds_no_sweep(tmp_path):
 
 
 def test_a_save_that_fails_leaves_the_old_result(saved):
-    result = make_result()
-    broken = SweepResult(result.members, result.train_config, {"store": object()})
-    with pytest.raises(TypeError):
-        broken.save(saved, overwrite=True)
+    members = make_result().members
+    broken = [members[0], dataclasses.replace(members[1], params={})]
+    with pytest.raises(ValueError, match="parameters are"):
+        SweepResult(broken, TrainConfig()).save(saved, overwrite=True)
     assert len(SweepResult.load(saved)) == 2
+    with pytest.raises(ValueError, match="parameters are"):
+        SweepResult(broken, TrainConfig()).save(saved.parent / "another")
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["sweep"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"store": Path("runs")}, r"data\['store'\] is PosixPath\('runs'\), a PosixPath; allowed"),
+        ({"seed": np.int64(3)}, r"data\['seed'\] is np.int64\(3\), a int64; allowed are JSON"),
+        ({3: "layer"}, "allowed is a mapping from names to JSON values"),
+        ("runs/gsm8k", "allowed is a mapping from names to JSON values"),
+    ],
+)
+def test_data_that_cannot_be_saved_is_refused_at_once(data, message):
+    with pytest.raises(ValueError, match=message):
+        SweepResult([], TrainConfig(), data)
+
+
+def test_metrics_that_are_not_finite_survive_the_disk(tmp_path):
+    member = make_result().members[0]
+    metrics = {"mse": np.inf, "fvu": np.nan, "r2": -np.inf, "l0": 5.0}
+    result = SweepResult([dataclasses.replace(member, metrics=metrics)], TrainConfig())
+    result.save(tmp_path / "sweep")
+    assert "Infinity" not in (tmp_path / "sweep" / "sweep.json").read_text()
+    (row,) = SweepResult.load(tmp_path / "sweep").table()
+    np.testing.assert_equal({name: row[name] for name in metrics}, metrics)
+    # Infinite scores are no divergence: its losses and parameters are finite.
+    assert row["diverged_at"] is None
+
+
+def test_divergence_is_of_losses_or_of_what_the_last_step_left():
+    params = random_params(0, 8, 9)
+    assert divergence(np.array([1.0, 2.0]), params) is None
+    assert divergence(np.array([1.0, np.inf, np.nan]), params) == 1
+    params["b_dec"] = np.full(8, np.nan)
+    assert divergence(np.array([1.0, 2.0]), params) == 2
+
+
+def test_parameters_stay_on_disk_until_they_are_asked_for(saved):
+    result = make_result()
+    big = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+    config = SAEConfig(2**15, 4)
+    member = Member(config, big, {"mse": 0.0}, np.zeros(2**15, np.float32), np.zeros(3, np.float32))
+    SweepResult([member] * 2, result.train_config).save(saved, overwrite=True)
+    read = SweepResult.load(saved)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert [row["d_sae"] for row in read.table()] == [2**15] * 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024  # KiB
+    np.testing.assert_array_equal(read.members[1].params["w_dec"], big["w_dec"])
 
 
 def test_an_empty_folder_is_used(tmp_path):
@@ -153,10 +276,15 @@ DAMAGES = {
     "metrics no mapping": lambda folder: edit_manifest(
         folder, lambda m: m["members"][0].update(metrics=[])
     ),
-    "no arrays": lambda folder: (folder / "arrays.npz").unlink(),
-    "arrays cut off": lambda folder: truncate(folder / "arrays.npz"),
-    "arrays empty": lambda folder: (folder / "arrays.npz").write_bytes(b""),
-    "arrays of another sweep": lambda folder: np.savez(folder / "arrays.npz", losses=np.zeros(1)),
+    "another folder": lambda folder: edit_manifest(folder, lambda m: m.update(folder="../x")),
+    "no history": lambda folder: (folder / "members/00001/history.safetensors").unlink(),
+    "history cut off": lambda folder: (folder / "members/00001/history.safetensors").write_bytes(
+        (folder / "members/00001/history.safetensors").read_bytes()[:-8]
+    ),
+    "history empty": lambda folder: (folder / "members/00001/history.safetensors").write_bytes(b""),
+    "history of another member": lambda folder: (
+        folder / "members/00000/history.safetensors"
+    ).replace(folder / "members/00001/history.safetensors"),
     "no member": lambda folder: (folder / "members" / "00001" / "sae.safetensors").unlink(),
     "member cut off": lambda folder: truncate(folder / "members" / "00001" / "sae.safetensors"),
 }
@@ -169,7 +297,10 @@ def test_damage_is_a_clear_error(saved, damage):
         SweepResult.load(saved)
 
 
-def test_arrays_that_need_unpickling_are_not_read(saved):
-    np.savez(saved / "arrays.npz", losses_00000=np.array([object()]), firing_rate_00000=np.zeros(1))
-    with pytest.raises(ValueError, match="damaged"):
+def test_a_passing_fault_is_no_damage(saved, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(OSError, match="Input/output error"):
         SweepResult.load(saved)

@@ -46,8 +46,10 @@ def sparse_probing(
     Returns:
       One mapping for each property and number of features: `property`, `num_features`,
       `auc_latents`, `auc_activations`, `auc_permuted` (latents, labels shuffled), and
-      `latents`, the ones chosen on all samples, strongest first. The areas are NaN for
-      a property that fewer than `num_folds` samples have or lack.
+      `latents`, the ones chosen on all samples, strongest first. Where the selection keeps
+      fewer features than a probe may use, the probe uses those, and of none it says nothing:
+      its area is 0.5. The areas are NaN for a property that fewer than `num_folds` samples
+      have or lack.
 
     References:
       Gurnee et al. 2023, "Finding Neurons in a Haystack", https://arxiv.org/abs/2305.01610
@@ -96,6 +98,9 @@ def cross_validated_auc(
         order = _strongest(fitted, labels[train], max(num_features))
         areas.append([])
         for count in num_features:
+            if not order.size:
+                areas[-1].append(0.5)
+                continue
             probe = LogisticRegression().fit(fitted[:, order[:count]], labels[train])
             score = probe.decision_function(held_out[:, order[:count]])
             areas[-1].append(roc_auc_score(labels[test], score))
@@ -108,9 +113,10 @@ def _scaler(features: Features) -> StandardScaler:
 
 
 def _strongest(features: Features, labels: np.ndarray, count: int) -> np.ndarray:
-    """Columns of largest absolute weight in an L1-regularized logistic regression."""
+    """At most `count` columns that an L1-regularized logistic regression keeps, strongest first."""
     if labels.all() or not labels.any():
         return np.empty(0, np.int64)
     selector = LogisticRegression(l1_ratio=1, C=_L1_INVERSE_STRENGTH, solver="liblinear")
     weights = selector.fit(features, labels).coef_[0]
-    return np.argsort(-np.abs(weights), kind="stable")[:count]
+    order = np.argsort(-np.abs(weights), kind="stable")[:count]
+    return order[weights[order] != 0]

@@ -7,11 +7,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from sae_jax.configs import SAEConfig
+from sae_jax.data import DataSlice
 from sae_jax.features.report import feature_summary
-from sae_jax.features.stability import feature_stability
+from sae_jax.features.stability import stability_over_seeds
 from sae_jax.sae import Params
 from sae_jax.store import Selection
-from sae_jax.sweep.result import Member, SweepResult
+from sae_jax.sweep.result import SweepResult
 from sae_jax.sweep.step import member_sae
 
 
@@ -27,33 +29,43 @@ def score_features(
 
     Returns:
       One row a member: those of `result.table()`, `feature_summary`'s rates, and
-      `feature_stability` and `feature_stability_matched`, against the next seed of the
-      same config (NaN where there is none).
+      `feature_stability` and `feature_stability_matched`, against all other seeds of the
+      same setting (NaN where there is none). The scores of a member that diverged are `None`.
 
     Raises:
       ValueError: if a member's data slice is not among `val`.
     """
     selections = [val] if isinstance(val, Selection) else val
-    by_slice = {(part.layer, part.position): part for part in selections}
-    rows = []
-    for member in tqdm(result.members, desc="features", disable=not progress):
-        if member.config.data_slice not in by_slice:
+    by_slice: dict[DataSlice, Selection] = {
+        (part.layer, part.position): part for part in selections
+    }
+    for config in result.configs:
+        if config.data_slice not in by_slice:
             raise ValueError(
-                f"{member.config} was trained on {member.config.data_slice}; the validation"
+                f"{config} was trained on {config.data_slice}; the validation"
                 f" samples are of {list(by_slice)}"
             )
-        samples = by_slice[member.config.data_slice]
-        z = np.asarray(_latents(member.params, member.config.k, samples.activations))
-        other = _next_seed(member, result.members)
-        stability = feature_stability(
-            member.params["w_dec"],
-            other.params["w_dec"],
-            member.firing_rate > 0,
-            # No other seed: nothing of this SAE can be found again.
-            other.firing_rate > 0 if other is not member else np.zeros(len(z[0]), bool),
+    trained = [i for i, member in enumerate(result.members) if member.diverged_at is None]
+    scores: dict[int, dict[str, Any]] = {i: {} for i in trained}
+    with tqdm(total=len(trained), desc="features", disable=not progress) as bar:
+        for data_slice, samples in by_slice.items():
+            x = samples.read()
+            for i in trained:
+                member = result.members[i]
+                if member.config.data_slice != data_slice:
+                    continue
+                z = np.asarray(_latents(dict(member.params), member.config.k, x))
+                scores[i] |= feature_summary(z, samples.problems)
+                bar.update()
+    for members in _settings(result.configs, trained):
+        stability = stability_over_seeds(
+            [result.members[i].params["w_dec"] for i in members],
+            [result.members[i].firing_rate > 0 for i in members],
         )
-        rows.append(member.row() | feature_summary(z, samples.problems) | stability)
-    return rows
+        for i, scored in zip(members, stability, strict=True):
+            scores[i] |= scored
+    columns = dict.fromkeys(name for scored in scores.values() for name in scored)
+    return [row | (scores.get(i) or columns) for i, row in enumerate(result.table())]
 
 
 @jax.jit
@@ -62,11 +74,9 @@ def _latents(params: Params, k: jax.Array, x: jax.Array) -> jax.Array:
     return member_sae(params, k).encode(x)
 
 
-def _next_seed(member: Member, members: Sequence[Member]) -> Member:
-    """The member that differs in seed alone, the next one around; itself if there is none."""
-
-    def all_but_seed(config: Any) -> tuple[Any, ...]:
-        return config.d_sae, config.k, config.learning_rate, config.data_slice
-
-    siblings = [m for m in members if all_but_seed(m.config) == all_but_seed(member.config)]
-    return siblings[(siblings.index(member) + 1) % len(siblings)]
+def _settings(configs: Sequence[SAEConfig], members: Sequence[int]) -> list[list[int]]:
+    """The members of each setting, which differ in their seeds alone."""
+    settings: dict[SAEConfig, list[int]] = {}
+    for i in members:
+        settings.setdefault(configs[i].setting, []).append(i)
+    return list(settings.values())

@@ -61,7 +61,7 @@ def load(folder: str | Path) -> TopKSAE | JumpReLUSAE:
       ValueError: if a file is missing or damaged, or holds something else than expected.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config = read_config(folder)
     arrays = files.read_safetensors(folder / WEIGHTS)
     options = {name: config[name] for name in ("center_input", "normalize_input")}
     if config["architecture"] == "jumprelu":
@@ -78,10 +78,15 @@ def load_metadata(folder: str | Path) -> dict[str, Any]:
     Raises:
       ValueError: if the config is missing or damaged.
     """
-    return _read_config(Path(folder))["metadata"]
+    return read_config(Path(folder))["metadata"]
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checked config of an SAE, without its weights.
+
+    Raises:
+      ValueError: if it is missing or damaged.
+    """
     path = folder / CONFIG
     config = files.read_json(path)
     fields.choice(config, "format", (_FORMAT,), path)

@@ -1,6 +1,7 @@
 """Figures of a scored sweep."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sae_jax.statistics import summarize_rows
+from sae_jax.configs import SAEConfig
+from sae_jax.statistics import summarize_rows, varying_fields
 from sae_jax.sweep.result import Member, SweepResult
 
 Rows = Sequence[Mapping[str, Any]]
@@ -24,48 +26,51 @@ PANELS = {
 
 
 def plot_against_size(rows: Rows, path: Path) -> None:
-    """Draws each panel against d_sae, one line a k, with 95 % intervals over seeds."""
-    _plot_panels(rows, "d_sae", "k", "dictionary size d", path)
+    """Draws each panel against d_sae, one line a setting else, with 95 % intervals over seeds."""
+    _plot_panels(rows, "d_sae", "dictionary size d", path)
 
 
 def plot_against_sparsity(rows: Rows, path: Path) -> None:
-    """Draws each panel against k, one line a d_sae, with 95 % intervals over seeds."""
-    _plot_panels(rows, "k", "d_sae", "latents kept K", path)
+    """Draws each panel against k, one line a setting else, with 95 % intervals over seeds."""
+    _plot_panels(rows, "k", "latents kept K", path)
 
 
 def plot_firing_rates(result: SweepResult, path: Path) -> None:
-    """Draws firing rate against rank for one seed of each config."""
+    """Draws firing rate against rank for the first seed of each setting that did not diverge."""
     figure, axes = _figure(1)
-    first_seed: dict[tuple[int, int], Member] = {}
+    first_seed: dict[SAEConfig, Member] = {}
     for member in result.members:
-        first_seed.setdefault((member.config.k, member.config.d_sae), member)
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(first_seed)))
-    for member, color in zip(first_seed.values(), colors, strict=True):
+        if member.diverged_at is None:
+            first_seed.setdefault(member.config.setting, member)
+    fields = ["k", "d_sae", *varying_fields(result.table())]
+    colors = _colors(len(first_seed))
+    for (setting, member), color in zip(first_seed.items(), colors, strict=True):
         rates = np.sort(member.firing_rate)[::-1]
         rates = rates[rates > 0]
-        label = f"K = {member.config.k}, d = {member.config.d_sae}"
+        label = _label(dataclasses.asdict(setting), dict.fromkeys(fields))
         axes[0].plot(np.arange(1, len(rates) + 1), rates, label=label, color=color, linewidth=1.2)
     axes[0].set(xscale="log", yscale="log", xlabel="rank", ylabel="firing rate")
-    axes[0].legend(fontsize="x-small", ncols=2)
+    if first_seed:
+        axes[0].legend(fontsize="x-small", ncols=2)
     figure.savefig(path)
 
 
-def _plot_panels(rows: Rows, x_name: str, line_name: str, x_label: str, path: Path) -> None:
+def _plot_panels(rows: Rows, x_name: str, x_label: str, path: Path) -> None:
     figure, axes = _figure(len(PANELS))
-    summaries = summarize_rows(rows, list(PANELS), by=(line_name, x_name))
-    lines = sorted({row[line_name] for row in summaries})
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(lines)))
+    summaries = summarize_rows(rows, list(PANELS))
+    other = "k" if x_name == "d_sae" else "d_sae"
+    fields = [other, *(name for name in varying_fields(rows) if name not in ("k", "d_sae"))]
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sorted(summaries, key=lambda row: (row[other], row[x_name])):
+        lines.setdefault(_label(row, fields), []).append(row)
     for axis, (column, label) in zip(axes, PANELS.items(), strict=True):
-        for line, color in zip(lines, colors, strict=True):
-            points = sorted(
-                (row for row in summaries if row[line_name] == line), key=lambda row: row[x_name]
-            )
+        for (line, points), color in zip(lines.items(), _colors(len(lines)), strict=True):
             axis.errorbar(
                 [row[x_name] for row in points],
                 [100 * row[column].mean for row in points],
                 # One seed has no interval.
                 yerr=[100 * np.nan_to_num(row[column].half_width) for row in points],
-                label=f"{'K' if line_name == 'k' else 'd'} = {line}",
+                label=line,
                 color=color,
                 marker="o",
                 markersize=4,
@@ -75,6 +80,15 @@ def _plot_panels(rows: Rows, x_name: str, line_name: str, x_label: str, path: Pa
         axis.set(xlabel=x_label, ylabel=label)
     axes[0].legend(fontsize="small", ncols=2)
     figure.savefig(path)
+
+
+def _label(row: Mapping[str, Any], fields: Iterable[str]) -> str:
+    names = {"k": "K", "d_sae": "d", "learning_rate": "learning rate"}
+    return ", ".join(f"{names.get(name, name)} = {row[name]}" for name in fields)
+
+
+def _colors(count: int) -> np.ndarray:
+    return matplotlib.colormaps["viridis"](np.linspace(0, 0.92, count))
 
 
 def _figure(num_panels: int) -> tuple[Figure, list[Axes]]:

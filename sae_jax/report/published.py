@@ -7,9 +7,11 @@ seed each, LLaMA-3.2-1B with CODI, layer 14, position 3, GSM8K validation split.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from sae_jax import configs
 from sae_jax.configs import SAEConfig
-from sae_jax.statistics import PairedComparison, Summary, compare_rows, summarize
+from sae_jax.statistics import PairedComparison, Summary, compare_rows, rows_of_setting, summarize
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -45,7 +47,7 @@ def claims(rows: Rows) -> list[str]:
     """The published claims (a) to (d), each with what this sweep measures.
 
     Args:
-      rows: one a member, as `score_features` gives, of a sweep over `GRID`.
+      rows: one a member, as `score_features` gives, of a sweep of one data slice over `GRID`.
 
     Returns:
       One line of Markdown a claim. Intervals are 95 % of Student's t over seeds;
@@ -74,23 +76,30 @@ def claims(rows: Rows) -> list[str]:
     ]
 
 
+def with_interval(summary: Summary, scale: float, digits: int, sign: str = "") -> str:
+    """A mean with its interval where it has one, and how many of the seeds it is of."""
+    if summary.num_values == 0:
+        return "-"
+    text = f"{scale * summary.mean:{sign}.{digits}f}"
+    if np.isfinite(summary.half_width):
+        text += f" ± {scale * summary.half_width:.{digits}f}"
+    if summary.num_missing:
+        text += f" ({summary.num_values} of {summary.num_values + summary.num_missing})"
+    return text
+
+
 def percent(summary: Summary) -> str:
     """A share as a percentage with its interval."""
-    if summary.num_values == 1:
-        return f"{100 * summary.mean:.1f} %"
-    return f"{100 * summary.mean:.1f} ± {100 * summary.half_width:.1f} %"
+    return f"{with_interval(summary, 100, 1)} %"
 
 
 def points(comparison: PairedComparison) -> str:
     """A difference of shares in percentage points with its interval."""
-    difference = comparison.difference
-    if difference.num_values == 1:
-        return f"{100 * difference.mean:+.2f} points"
-    return f"{100 * difference.mean:+.2f} ± {100 * difference.half_width:.2f} points"
+    return f"{with_interval(comparison.difference, 100, 2, sign='+')} points"
 
 
 def _summary(rows: Rows, column: str, d_sae: int, k: int) -> Summary:
-    return summarize([row[column] for row in rows if (row["d_sae"], row["k"]) == (d_sae, k)])
+    return summarize([row[column] for row in rows_of_setting(rows, {"d_sae": d_sae, "k": k})])
 
 
 def _compare(rows: Rows, column: str, small: int, large: int, k: int = 50) -> PairedComparison:

@@ -1,35 +1,39 @@
 """Tables of a scored sweep: CSV for programs, Markdown for people."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sae_jax.report import published
-from sae_jax.report.published import percent
-from sae_jax.statistics import summarize_rows
+from sae_jax.report.published import percent, with_interval
+from sae_jax.statistics import by_setting, summarize_rows, varying_fields
 
 Rows = Sequence[Mapping[str, Any]]
 
-SUMMARIZED = (
-    "explained_variance",
-    "fvu",
-    "mse",
-    "dead_fraction",
-    "published_rate",
-    "published_null",
-    "num_singletons",
-    "calibrated_rate_supported",
-    "calibrated_null",
-    "feature_stability",
-)
+# Scored columns, with what a table calls them, and the factor and digits of their numbers.
+SUMMARIZED = {
+    "explained_variance": ("EV %", 100, 2),
+    "fvu": ("fvu %", 100, 2),
+    "mse": ("MSE", 1, 3),
+    "dead_fraction": ("dead %", 100, 1),
+    "published_rate": ("published rule %", 100, 1),
+    "published_null": ("its null %", 100, 1),
+    "num_singletons": ("singletons", 1, 1),
+    "calibrated_rate_supported": ("calibrated rule %", 100, 1),
+    "calibrated_null": ("its null %", 100, 1),
+    "feature_stability": ("stability", 1, 3),
+}
+
+# The name of a setting's field in a table.
+FIELD_NAMES = {"k": "K", "d_sae": "d"}
 
 SINGLETON_NOTE = (
     "The published rule labels a latent by the texts of its top samples, and calls 97 % of"
     " single GSM8K problems specialized: its rate largely counts latents that fire on one"
     " sample (the singletons). The calibrated rule tests all samples, corrects for the"
     " number of tests and asks for 5 samples; its null is the same rate after shuffling the"
-    " problems. Intervals are 95 % of Student's t over seeds."
+    " problems."
 )
 
 
@@ -42,48 +46,64 @@ def write_csv(rows: Rows, path: Path) -> None:
 
 
 def summary_table(rows: Rows) -> str:
-    """Markdown table of means over seeds with intervals, one line a (k, d_sae).
+    """Markdown table of means over seeds with intervals, one line a setting.
+
+    A mean over fewer seeds than the setting has says how many they are.
 
     Args:
       rows: one a member, as `score_features` gives.
     """
-    lines = [
-        "| K | d | seeds | EV % | fvu % | MSE | dead % | published rule % | its null % |"
-        " singletons | calibrated rule % | its null % | stability |",
-        "|" + "---|" * 13,
-    ]
-    for row in summarize_rows(rows, SUMMARIZED, by=("k", "d_sae")):
-        cells = [str(row["k"]), str(row["d_sae"]), str(row["mse"].num_values)]
-        cells += [_cell(row[name], 100, 2) for name in ("explained_variance", "fvu")]
-        cells += [_cell(row["mse"], 1, 3), _cell(row["dead_fraction"], 100, 1)]
-        cells += [_cell(row[name], 100, 1) for name in ("published_rate", "published_null")]
-        cells += [_cell(row["num_singletons"], 1, 1)]
+    fields = _shown_fields(rows)
+    header = [FIELD_NAMES.get(name, name) for name in fields] + ["seeds"]
+    header += [title for title, _, _ in SUMMARIZED.values()]
+    lines = []
+    for members, row in zip(by_setting(rows), summarize_rows(rows, list(SUMMARIZED)), strict=True):
+        cells = [str(row[name]) for name in fields] + [_seeds(members)]
         cells += [
-            _cell(row[name], 100, 1) for name in ("calibrated_rate_supported", "calibrated_null")
+            with_interval(row[name], scale, digits)
+            for name, (_, scale, digits) in SUMMARIZED.items()
         ]
-        cells += [_cell(row["feature_stability"], 1, 3)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(header, lines)
 
 
 def comparison_table(rows: Rows) -> str:
-    """Markdown table of this sweep beside the published one, where both have the config."""
+    """Markdown table of this sweep beside the published one, where both have the setting."""
     columns = ("explained_variance", "dead_fraction", "published_rate_rarer_half")
-    lines = [
-        "| K | d | EV here | EV published | dead here | dead published |"
-        " specialized here | specialized published |",
-        "|" + "---|" * 8,
-    ]
-    for row in summarize_rows(rows, columns, by=("k", "d_sae")):
+    fields = _shown_fields(rows)
+    header = [FIELD_NAMES.get(name, name) for name in fields]
+    for title in ("EV", "dead", "specialized"):
+        header += [f"{title} here", f"{title} published"]
+    lines = []
+    for row in summarize_rows(rows, columns):
         there = published.RESULTS.get((row["k"], row["d_sae"]))
         if there is None:
             continue
         values = (there["explained_variance"], there["dead_fraction"], there["published_rate"])
-        cells = [str(row["k"]), str(row["d_sae"])]
+        cells = [str(row[name]) for name in fields]
         for name, value in zip(columns, values, strict=True):
             cells += [percent(row[name]), f"{100 * value:.1f} %"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(header, lines)
+
+
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def interval_note(rows: Rows) -> str:
+    """What varies between the seeds whose intervals the tables give."""
+    varies = "the initialization"
+    if any(len({row.get("data_seed") for row in members}) > 1 for members in by_setting(rows)):
+        varies += " and the order of the data"
+    else:
+        varies += " alone: all members saw the data in the same order"
+    return (
+        "Intervals are 95 % of Student's t over seeds; that of stability, which compares every"
+        f" pair of seeds, is a jackknife over three seeds or more. A seed varies {varies}."
+    )
 
 
 def write_markdown(rows: Rows, description: str, path: Path) -> None:
@@ -101,6 +121,7 @@ def write_markdown(rows: Rows, description: str, path: Path) -> None:
                 description,
                 "## Results",
                 summary_table(rows),
+                interval_note(rows),
                 SINGLETON_NOTE,
                 "## Beside the published experiment",
                 "Published: LLaMA-3.2-1B with CODI, one seed; its specialized share is over the"
@@ -116,8 +137,16 @@ def write_markdown(rows: Rows, description: str, path: Path) -> None:
     )
 
 
-def _cell(summary: Any, scale: float, digits: int) -> str:
-    mean = f"{scale * summary.mean:.{digits}f}"
-    if summary.num_values == 1:
-        return mean
-    return f"{mean} ± {scale * summary.half_width:.{digits}f}"
+def _shown_fields(rows: Rows) -> list[str]:
+    """The fields of a setting that a table shows: the two of every sweep, and what varies."""
+    return ["k", "d_sae", *(name for name in varying_fields(rows) if name not in ("k", "d_sae"))]
+
+
+def _seeds(members: Rows) -> str:
+    """How many seeds a setting has, and which of them diverged when."""
+    diverged = [
+        f"seed {row['seed']} diverged at step {row['diverged_at']}"
+        for row in members
+        if row.get("diverged_at") is not None
+    ]
+    return "; ".join([str(len(members)), *diverged])
