@@ -1,13 +1,14 @@
 """From what a user passes as data to arrays on the device and batches of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_jax.store import Position, Selection
+from sae_jax.store import ActivationStore, Position, Selection, Split
 
 DataSlice = tuple[int | None, Position | None]
 """(layer, position), or (None, None) for an array that says neither."""
@@ -17,12 +18,56 @@ ActivationData = (
 )
 
 
-def slices_of(data: ActivationData, name: str) -> dict[DataSlice, np.ndarray]:
+class Slices(Mapping[DataSlice, np.ndarray]):
+    """Checked activations by the (layer, position) that they come from, float32 `[n, D]`.
+
+    A selection of a store is read whenever it is asked for, so that a sweep over many slices
+    holds one at a time.
+
+    Attributes:
+      shapes: (n, D) of each slice.
+    """
+
+    def __init__(self, sources: Mapping[DataSlice, Any], name: str):
+        """Checks every source, reading each once.
+
+        Raises:
+          ValueError: as `slices_of` does.
+        """
+        self._sources = dict(sources)
+        self._names = {key: f"{name}{_of(key)}" for key in sources}
+        self.shapes: dict[DataSlice, tuple[int, int]] = {}
+        for data_slice in sources:
+            num_samples, d_in = self[data_slice].shape
+            self.shapes[data_slice] = num_samples, d_in
+        if len(widths := {d_in for _, d_in in self.shapes.values()}) > 1:
+            raise ValueError(
+                f"{name} mixes activations of widths {sorted(widths)}; expected one width"
+            )
+
+    def __getitem__(self, data_slice: DataSlice) -> np.ndarray:
+        source = self._sources[data_slice]
+        array = source.read() if isinstance(source, Selection) else source
+        return _checked(array, self._names[data_slice])
+
+    def __iter__(self) -> Iterator[DataSlice]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @property
+    def d_in(self) -> int:
+        """Width D of an activation."""
+        return next(iter(self.shapes.values()))[1]
+
+
+def slices_of(data: ActivationData, name: str) -> Slices:
     """The arrays in `data` by the (layer, position) that they come from.
 
     Args:
-      data: one float array `[n, D]`; one selection of a store; several of them; or a
-        mapping from (layer, position) to arrays.
+      data: one float array `[n, D]`, NumPy's, JAX's or PyTorch's; one selection of a store;
+        several of them; or a mapping from (layer, position) to arrays.
       name: what to call `data` in errors.
 
     Returns:
@@ -30,30 +75,27 @@ def slices_of(data: ActivationData, name: str) -> dict[DataSlice, np.ndarray]:
 
     Raises:
       ValueError: if there is no slice, or the same one twice, or an array is not 2-D, not
-        floating, empty, not finite, or of another width than the rest.
+        floating, masked, empty, not finite in float32, or of another width than the rest.
     """
-    slices: dict[DataSlice, np.ndarray] = {}
-    for data_slice, array in _unchecked_slices(data):
+    sources: dict[DataSlice, Any] = {}
+    for data_slice, source in _unchecked_slices(data):
         if not (isinstance(data_slice, tuple) and len(data_slice) == 2):
             raise ValueError(f"{name} names a slice {data_slice!r}; expected (layer, position)")
-        if data_slice in slices:
+        if data_slice in sources:
             raise ValueError(f"{name} holds{_of(data_slice).removeprefix(' of')} more than once")
-        slices[data_slice] = _checked(array, f"{name}{_of(data_slice)}")
-    if not slices:
+        sources[data_slice] = source
+    if not sources:
         raise ValueError(f"{name} holds no activations")
-    widths = {array.shape[1] for array in slices.values()}
-    if len(widths) > 1:
-        raise ValueError(f"{name} mixes activations of widths {sorted(widths)}; expected one width")
-    return slices
+    return Slices(sources, name)
 
 
 def _unchecked_slices(data: ActivationData) -> Iterator[tuple[Any, Any]]:
     if isinstance(data, Mapping):
         yield from data.items()
     elif isinstance(data, Selection):
-        yield (data.layer, data.position), data.activations
+        yield (data.layer, data.position), data
     elif isinstance(data, Sequence) and all(isinstance(part, Selection) for part in data):
-        yield from (((part.layer, part.position), part.activations) for part in data)
+        yield from (((part.layer, part.position), part) for part in data)
     else:
         yield (None, None), data
 
@@ -64,12 +106,13 @@ def _of(data_slice: DataSlice) -> str:
 
 
 def _checked(data: Any, name: str) -> np.ndarray:
-    array = np.asarray(data)
+    array = _as_numpy(data, name)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"{name} has shape {array.shape}; expected [n, d_in], neither of them 0")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(f"{name} has dtype {array.dtype}; expected a floating dtype")
-    array = np.asarray(array, np.float32)
+    with np.errstate(over="ignore"):  # Reported below, as infinity.
+        array = np.asarray(array, np.float32)
     bad_rows = np.flatnonzero(~np.isfinite(array).all(axis=1))
     if bad_rows.size:
         raise ValueError(
@@ -77,6 +120,23 @@ def _checked(data: Any, name: str) -> np.ndarray:
             f" row {bad_rows[0]}; expected finite float32 values"
         )
     return array
+
+
+def _as_numpy(data: Any, name: str) -> np.ndarray:
+    """The array that `data` is, where NumPy alone would fail or lose what it means."""
+    if isinstance(data, (str, Path, ActivationStore, Split)):
+        raise ValueError(
+            f"{name} is a {type(data).__name__}; expected a float array [n, d_in] or a selection,"
+            " as store.select(layer=..., position=...).split().train"
+        )
+    if isinstance(data, np.ma.MaskedArray):
+        raise ValueError(f"{name} is a masked array, which NumPy would unmask; pass rows without")
+    if type(data).__module__.partition(".")[0] == "torch":
+        if not data.is_floating_point():
+            raise ValueError(f"{name} has dtype {data.dtype}; expected a floating dtype")
+        # NumPy takes no bfloat16 of PyTorch's, and nothing that waits for a gradient.
+        data = data.detach().float().cpu().numpy()
+    return np.asarray(data)
 
 
 def epoch_order(data_seed: jax.Array | int, epoch: jax.Array | int, num_samples: int) -> jax.Array:

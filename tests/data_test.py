@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from sae_jax.data import epoch_order, padded_batches, slices_of
 from sae_jax.store import Problem
@@ -24,6 +27,29 @@ def test_an_array_becomes_one_float32_slice(dtype):
     assert list(slices) == [(None, None)]
     assert slices[None, None].dtype == np.float32
     np.testing.assert_array_equal(slices[None, None], np.asarray(x, np.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16, torch.float64])
+def test_a_tensor_becomes_an_array_with_or_without_a_gradient(dtype):
+    x = torch.tensor(array()).to(dtype)
+    for tensor in (x, x.clone().requires_grad_()):
+        np.testing.assert_array_equal(slices_of(tensor, "train")[None, None], x.float().numpy())
+
+
+def test_a_store_and_a_split_are_no_activations(tmp_path):
+    store, _ = make_store(tmp_path / "store")
+    for data in (store, store.select(2, 0).split(train_fraction=0.5)):
+        with pytest.raises(ValueError, match=r"expected .* or a selection, as store.select\(layer"):
+            slices_of(data, "train")
+
+
+def test_a_selection_is_read_when_asked_for_and_not_kept(tmp_path):
+    store, arrays = make_store(tmp_path / "store")
+    selection = store.select(2, 0)
+    slices = slices_of(selection, "train")
+    assert slices.shapes == {(2, 0): (4, 3)}
+    np.testing.assert_array_equal(slices[2, 0], arrays[2, 0])
+    assert "activations" not in vars(selection)
 
 
 def test_selections_name_their_slices(tmp_path):
@@ -67,9 +93,14 @@ def with_value(value, row=2):
         ({(3, 0): array(), (4, 0): with_value(np.nan)}, r"train of layer 4, position 0 is not fin"),
         ({(3, 0): array(), (4, 0): array(d_in=5)}, r"train mixes activations of widths \[3, 5\]"),
         ({3: array()}, r"train names a slice 3; expected \(layer, position\)"),
+        ("runs/store", r"train is a str; expected a float array \[n, d_in\] or a selection"),
+        (Path("runs/store"), r"train is a PosixPath; expected a float array"),
+        (np.ma.masked_less(array(), 0), r"train is a masked array, which NumPy would unmask"),
+        (array().astype(object), r"train has dtype object; expected a floating dtype"),
+        (torch.ones((4, 3), dtype=torch.int64), r"train has dtype torch.int64; expected a float"),
+        (torch.full((4, 3), torch.nan), r"train is not finite in 4 of 4 rows"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_refused(data, message):
     with pytest.raises(ValueError, match=message):
         slices_of(data, "train")
