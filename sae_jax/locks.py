@@ -1,0 +1,81 @@
+"""Locks that keep two processes from writing to one place.
+
+A lock is a file that its holder has locked with `flock`, so it ends with the process, however
+that ends; a file left behind by a killed process locks nothing.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOCK_NAME = ".lock"
+
+
+@contextmanager
+def lock(folder: str | os.PathLike) -> Iterator[None]:
+    """Holds a folder (made if absent), by a file in it, until the block ends.
+
+    Raises:
+      ValueError: if the folder is a file, or another process holds it.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; expected a folder, or nothing there")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder / LOCK_NAME, folder):
+        yield
+
+
+@contextmanager
+def lock_beside(path: str | os.PathLike) -> Iterator[None]:
+    """Holds a path by a file `.NAME.lock` beside it until the block ends.
+
+    Unlike with `lock`, what is at the path may come, be removed or be replaced meanwhile.
+
+    Raises:
+      ValueError: if another process holds it.
+    """
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _held(path.with_name(f".{path.name}.lock"), path):
+        yield
+
+
+@contextmanager
+def _held(file: Path, what: Path) -> Iterator[None]:
+    descriptor = _locked(file, what)
+    try:
+        yield
+    finally:
+        # Before the lock is given up, for afterwards the file may be the next holder's; and not
+        # if the folder was removed, for the one that is there now may be another's.
+        if _is_at(descriptor, file):
+            file.unlink()
+        os.close(descriptor)
+
+
+def _locked(file: Path, what: Path) -> int:
+    """The descriptor of the file at `file`, locked."""
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise ValueError(f"another process is writing to {what}") from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if _is_at(descriptor, file):
+            return descriptor
+        # The holder before removed the file between our opening and locking it.
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
