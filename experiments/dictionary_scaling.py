@@ -20,6 +20,7 @@ latents dead at d = 250, K = 50; no death at K = 200.
 
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from absl import app, flags, logging
 
 import sae_jax
 from sae_jax.features.scoring import score_features
+from sae_jax.locks import lock_beside
 from sae_jax.report import published
 from sae_jax.report.figures import plot_against_size, plot_against_sparsity, plot_firing_rates
 from sae_jax.report.tables import summary_table, write_csv, write_markdown
@@ -77,9 +79,13 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     try:
-        run(Path(_OUTPUT.value))
+        with lock_beside(_OUTPUT.value):
+            run(Path(_OUTPUT.value))
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except sae_jax.Preempted as notice:
+        print(f"{notice}; --resume continues", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 def run(output: Path) -> None:

@@ -12,6 +12,7 @@ at d_sae = 512, k = 50. A run that was stopped continues with --resume.
 """
 
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from absl import app, flags, logging
 
 import sae_jax
 from sae_jax.features.scoring import score_features
+from sae_jax.locks import lock_beside
 from sae_jax.report.tables import write_csv
 from sae_jax.sweep.cache import use_compilation_cache
 from sae_jax.sweep.result import check_free
@@ -51,9 +53,13 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     try:
-        run()
+        with lock_beside(_OUTPUT.value):
+            run()
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except sae_jax.Preempted as notice:
+        print(f"{notice}; --resume continues", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 def run() -> None:

@@ -11,8 +11,6 @@ import importlib.metadata
 import json
 import os
 import shutil
-import signal
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -250,20 +248,3 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in items:
         flat |= _flat(value, f"{prefix}.{name}" if prefix else name)
     return flat
-
-
-@contextmanager
-def preemption_notice() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, so that training can save before it ends.
-
-    Signals reach Python's main thread alone; elsewhere the event is never set.
-    """
-    noticed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noticed
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
-    try:
-        yield noticed
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -6,18 +6,17 @@ that is there is done, and a resumed run writes the missing ones. Checksums and 
 finished mark come last.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from sae_jax.locks import LOCK_NAME, lock
 from sae_jax.store import (
     MANIFEST_NAME,
     PROBLEMS_NAME,
@@ -35,7 +34,6 @@ from sae_jax.store import (
 
 STORAGE_DTYPES = ("float16", "float32")
 _TEMPORARY = ".tmp"
-_LOCK_NAME = ".lock"
 
 
 @dataclass(frozen=True)
@@ -264,23 +262,6 @@ def write_store(
         return writer.finish()
 
 
-@contextmanager
-def lock(path: str | os.PathLike) -> Iterator[None]:
-    """Holds the store at `path` (made if absent) for this process until the block ends.
-
-    Raises:
-      ValueError: if another process holds it.
-    """
-    root = Path(path)
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / _LOCK_NAME).open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another process is writing to {root}") from error
-        yield
-
-
 def _check_same_plan(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     def comparable(manifest: dict[str, Any]) -> dict[str, Any]:
         shards = [[s["shape"], s["rows_per_problem"]] for s in manifest["shards"]]
@@ -305,7 +286,7 @@ def _shortened(value: Any) -> str:
 
 def _entries(root: Path) -> list[Path]:
     """What the folder holds besides a lock and temporary files."""
-    return sorted(p for p in root.iterdir() if p.name != _LOCK_NAME and p.suffix != _TEMPORARY)
+    return sorted(p for p in root.iterdir() if p.name != LOCK_NAME and p.suffix != _TEMPORARY)
 
 
 def _remove_store(root: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_library_is_imported_in_its_place_only(library, folders):
 
 
 def test_the_ground_layer_does_without_jax_where_it_holds_no_mathematics():
-    for module in ("configs", "store", "store_writer"):
+    for module in ("configs", "locks", "store", "store_writer"):
         assert not libraries(module, top_level=False) & {"jax", "flax", "torch"}, module
 
 

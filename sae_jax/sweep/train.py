@@ -1,7 +1,6 @@
 """Training a sweep: plan, train each group epoch by epoch, score its members."""
 
 import dataclasses
-import signal
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,16 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sae_jax.checkpoints import (
-    GroupCheckpoints,
-    SweepCheckpoints,
-    fingerprint,
-    preemption_notice,
-)
+from sae_jax.checkpoints import GroupCheckpoints, SweepCheckpoints, fingerprint
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.data import ActivationData, DataSlice, slices_of
 from sae_jax.evaluate import evaluate_group
 from sae_jax.sweep.plan import Group, Plan, plan_sweep
+from sae_jax.sweep.preemption import Preempted, preemption_notice
 from sae_jax.sweep.result import Member, SweepResult
 from sae_jax.sweep.step import (
     Hyperparameters,
@@ -60,7 +55,7 @@ def train_sweep(
       checkpoint_dir: where to keep checkpoints. If there are some of this sweep already,
         training goes on from the last one and ends with the parameters, history and
         metrics of an uninterrupted run. On SIGTERM the epoch in progress is finished and
-        saved, and the process exits with status 143.
+        saved, and `Preempted` is raised.
       data: JSON values that say where the activations came from, kept with the result.
       progress: whether to show a progress bar.
 
@@ -71,6 +66,7 @@ def train_sweep(
       ValueError: if there are no members; activations are not finite float arrays `[n, D]`
         of one width; a member's data slice is not among them, or does not fit memory; or
         the checkpoints are of another sweep or of other data.
+      Preempted: after SIGTERM, when `checkpoint_dir` holds what is finished.
     """
     train_config = train_config or TrainConfig()
     train_slices, val_slices = slices_of(train, "train"), slices_of(val, "val")
@@ -202,7 +198,7 @@ def _train_group(
             last = epoch + 1 == train_config.epochs
             checkpoints.save(epoch + 1, state, _joined(history), wait=stop or last)
             if stop and not last:
-                raise SystemExit(128 + signal.SIGTERM)
+                raise Preempted(f"SIGTERM ended training; epoch {epoch + 1} of the group is saved")
         bar.update(len(configs))
     if group.path != "dense":
         state = with_encoders_transposed(state)
