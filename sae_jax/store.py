@@ -26,7 +26,10 @@ MANIFEST_NAME = "manifest.json"
 PROBLEMS_NAME = "problems.jsonl"
 SHARDS_NAME = "shards"
 
+LAST = "last"
+
 Position = int | str
+"""A continuous thought's or token's index, negative from a prompt's end, or "all" tokens."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,42 @@ class ActivationStore:
             return np.arange(self.num_rows)
         return np.repeat(np.arange(len(self.problems)), np.concatenate(counts))
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sha256 of what the store holds, whatever its folder is called.
+
+        It covers layers, positions, dtype, width and the checksum of every file. The same
+        activations in shards of another size have another fingerprint.
+        """
+        manifest = self.manifest
+        content = {
+            "layers": self.layers,
+            "positions": self.positions,
+            "dtype": manifest["dtype"],
+            "d_in": self.d_in,
+            "problems": manifest["problems"]["sha256"],
+            "shards": [
+                [shard["shape"], shard["rows_per_problem"], shard["sha256"]]
+                for shard in manifest["shards"]
+            ],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def parse_position(self, text: str) -> Position:
+        """The stored position that a word of a command line names: "3", "-1", "last" or "all".
+
+        "last", as `extract_activations.py` takes it, is position -1.
+
+        Raises:
+          ValueError: if the store has no such position; it lists those there are.
+        """
+        for position in self.positions:
+            if text == str(position):
+                return position
+        if text == LAST and -1 in self.positions:
+            return -1
+        raise self._unknown("position", text, self.positions)
+
     def select(self, layer: int, position: Position) -> Selection:
         """Selects every row of one (layer, position) slice.
 
@@ -215,11 +254,15 @@ class ActivationStore:
 
     def _index(self, kind: str, value: Position, stored: tuple[Position, ...]) -> int:
         if value not in stored:
-            raise ValueError(
-                f"{kind} {value!r} is not in the store at {self.path}; "
-                f"it has {kind}s {', '.join(map(str, stored))}"
-            )
+            raise self._unknown(kind, value, stored)
         return stored.index(value)
+
+    def _unknown(self, kind: str, value: Position, stored: tuple[Position, ...]) -> ValueError:
+        names = [f"-1 (or {LAST})" if name == -1 else str(name) for name in stored]
+        return ValueError(
+            f"{kind} {value!r} is not in the store at {self.path}; "
+            f"it has {kind}s {', '.join(names)}"
+        )
 
 
 def shard_file(index: int) -> str:

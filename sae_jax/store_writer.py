@@ -70,8 +70,13 @@ class StorePlan:
         for name in ("layers", "positions", "problems"):
             if not getattr(self, name):
                 raise ValueError(f"a store needs at least one of its {name}")
-        for name in ("layers", "positions"):
+        for name, allowed, is_allowed in (
+            ("layers", "integers from 0", _is_layer),
+            ("positions", "integers and names such as 'all'", _is_position),
+        ):
             values = getattr(self, name)
+            if wrong := [value for value in values if not is_allowed(value)]:
+                raise ValueError(f"{name} has {wrong[0]!r}; allowed: {allowed}")
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} {tuple(values)} name one twice")
         if self.shard_size < 1:
@@ -101,7 +106,7 @@ class StorePlan:
             "finished": False,
             "model": self.model,
             "layers": [int(layer) for layer in self.layers],
-            "positions": list(self.positions),
+            "positions": [p if isinstance(p, str) else int(p) for p in self.positions],
             "dtype": self.dtype,
             "d_in": self.d_in,
             "num_problems": len(self.problems),
@@ -242,7 +247,7 @@ def write_store(
       ValueError: if a (layer, position) pair is missing, or shapes differ.
     """
     layers = sorted({layer for layer, _ in activations})
-    positions = sorted({position for _, position in activations})
+    positions = sorted({position for _, position in activations}, key=_position_order)
     pairs = [(layer, position) for layer in layers for position in positions]
     if missing := [pair for pair in pairs if pair not in activations]:
         raise ValueError(f"activations of (layer, position) {missing} are missing")
@@ -279,6 +284,22 @@ def lock(path: str | os.PathLike) -> Iterator[None]:
         except BlockingIOError as error:
             raise ValueError(f"another process is writing to {root}") from error
         yield
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_layer(value: Any) -> bool:
+    return _is_integer(value) and value >= 0
+
+
+def _is_position(value: Any) -> bool:
+    return _is_integer(value) or (isinstance(value, str) and value != "")
+
+
+def _position_order(position: Position) -> tuple[bool, Position]:
+    return isinstance(position, str), position
 
 
 def _check_same_plan(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

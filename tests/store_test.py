@@ -121,6 +121,84 @@ def test_unknown_slice_lists_those_there_are(tmp_path, layer, position, message)
         store.select(layer, position)
 
 
+@pytest.mark.parametrize(
+    ("positions", "text", "expected"),
+    [
+        (("all",), "all", "all"),
+        ((-1,), "last", -1),
+        ((-1,), "-1", -1),
+        ((-2, 3), "-2", -2),
+        ((-2, 3), "3", 3),
+        (("last",), "last", "last"),
+        ((3, "3"), "3", 3),
+    ],
+)
+def test_a_word_names_the_stored_position(tmp_path, positions, text, expected):
+    arrays = {(0, position): np.full((2, 1), i) for i, position in enumerate(positions)}
+    arrays = {key: array.astype(np.float32) for key, array in arrays.items()}
+    store = write_store(tmp_path, arrays, make_problems(2))
+    position = store.parse_position(text)
+    assert type(position) is type(expected)
+    assert position == expected
+    np.testing.assert_array_equal(store.select(0, position).activations, arrays[0, expected])
+
+
+@pytest.mark.parametrize("text", ["all", "0", "first", "", "1.0"])
+def test_a_word_that_names_no_position_lists_those_there_are(tmp_path, text):
+    arrays = {(0, position): np.zeros((2, 1), np.float32) for position in (-1, 3)}
+    store = write_store(tmp_path, arrays, make_problems(2))
+    with pytest.raises(
+        ValueError, match=f"position {text!r} is not in .*positions -1 \\(or last\\), 3$"
+    ):
+        store.parse_position(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("layers", [True]),
+        ("layers", [-1]),
+        ("layers", ["2"]),
+        ("positions", [1.5]),
+        ("positions", [True]),
+        ("positions", [""]),
+    ],
+)
+def test_a_store_names_its_slices_by_plain_values(name, values):
+    arguments = {"layers": [0], "positions": [0], name: values}
+    with pytest.raises(ValueError, match=f"{name} has {values[0]!r}"):
+        StorePlan("tiny", d_in=1, problems=make_problems(1), **arguments)
+
+
+class TestFingerprint:
+    def test_it_is_that_of_the_content(self, tmp_path):
+        arrays, problems = make_arrays(4), make_problems(4)
+        store = write_store(tmp_path / "a", arrays, problems, {"feedback": "soft"})
+        assert len(bytes.fromhex(store.fingerprint)) == 32
+        (tmp_path / "a").rename(tmp_path / "b")
+        assert ActivationStore.open(tmp_path / "b").fingerprint == store.fingerprint
+        again = write_store(tmp_path / "c", arrays, problems, {"feedback": "other words"})
+        assert again.fingerprint == store.fingerprint
+
+    @pytest.mark.parametrize("change", ["value", "problem", "layer", "position", "dtype"])
+    def test_any_other_content_has_another(self, tmp_path, change):
+        arrays, problems, dtype = make_arrays(4), make_problems(4), "float32"
+        arrays = {key: array.astype(np.float16) for key, array in arrays.items()}
+        store = write_store(tmp_path / "a", arrays, problems, dtype=dtype)
+        if change == "value":
+            arrays[5, 3][2, 1] += 1
+        elif change == "problem":
+            problems[1] = Problem("p1", "How many are 1 and 2?", "2", ("1+1=2",))
+        elif change == "layer":
+            arrays = {(layer + 1, position): a for (layer, position), a in arrays.items()}
+        elif change == "position":
+            arrays = {(layer, position - 4): a for (layer, position), a in arrays.items()}
+        else:
+            dtype = "float16"
+        other = write_store(tmp_path / "b", arrays, problems, dtype=dtype)
+        assert other.fingerprint != store.fingerprint
+
+
 @pytest.mark.parametrize("train_fraction", [0.0, 0.1, 1.0])
 def test_a_split_with_an_empty_side_is_refused(tmp_path, train_fraction):
     store = write_store(tmp_path, make_arrays(4), make_problems(4))
