@@ -18,22 +18,19 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sae_jax.store import (
+from sae_jax.arrays import as_float32
+from sae_jax.manifest import (
     MANIFEST_NAME,
     PROBLEMS_NAME,
     SCHEMA_VERSION,
     SHARDS_NAME,
-    ActivationStore,
-    Position,
-    Problem,
+    STORAGE_DTYPES,
     file_entry,
-    open_shard,
-    problems_to_jsonl,
     read_manifest,
     shard_file,
 )
+from sae_jax.store import ActivationStore, Position, Problem, open_shard, problems_to_jsonl
 
-STORAGE_DTYPES = ("float16", "float32")
 _TEMPORARY = ".tmp"
 _LOCK_NAME = ".lock"
 
@@ -176,7 +173,8 @@ class StoreWriter:
           activations: `[num_layers, num_positions, num_rows, d_in]`.
 
         Raises:
-          ValueError: if the shape is not the plan's, or a value is not finite once cast.
+          ValueError: if the shape is not the plan's, the values are no floats, or one is not
+            finite once cast.
           OSError: if it cannot be written, as when the disk is full; the store stays resumable.
         """
         if activations.shape != self.plan.shard_shape(shard):
@@ -185,8 +183,9 @@ class StoreWriter:
                 f"the store's plan says {self.plan.shard_shape(shard)}"
             )
         with np.errstate(over="ignore"):
-            stored = np.ascontiguousarray(activations, dtype=self.plan.dtype)
-        self._check_finite(shard, activations, stored)
+            values = as_float32(activations, f"shard {shard}")
+            stored = np.ascontiguousarray(values, dtype=self.plan.dtype)
+        self._check_finite(shard, values, stored)
         _write_atomically(
             self.path / shard_file(shard), lambda f: np.save(f, stored, allow_pickle=False)
         )
@@ -236,7 +235,8 @@ def write_store(
 
     Args:
       path: folder of the store.
-      activations: `[len(problems), d_in]` for every pair of some layers and positions.
+      activations: `[len(problems), d_in]` for every pair of some layers and positions, of any
+        float type that `as_float32` takes.
       problems: the problem of each row.
       settings: where the activations come from.
       model: name of the model that they come from.
@@ -244,7 +244,8 @@ def write_store(
       overwrite: replace a store that is there.
 
     Raises:
-      ValueError: if a (layer, position) pair is missing, or shapes differ.
+      ValueError: if a (layer, position) pair is missing, shapes differ, or an array is not of
+        floats.
     """
     layers = sorted({layer for layer, _ in activations})
     positions = sorted({position for _, position in activations}, key=_position_order)
@@ -258,13 +259,15 @@ def write_store(
                 f"activations of (layer, position) {pair} have shape {activations[pair].shape}; "
                 f"expected {expected}: a row for each of the {len(problems)} problems"
             )
+        as_float32(activations[pair][:0], f"the array of {pair}")
     plan = StorePlan(model, layers, positions, expected[1], problems, settings or {}, dtype)
     writer = StoreWriter(path, plan)
     with lock(path):
         writer.prepare(overwrite=overwrite)
         for shard in writer.missing_shards():
             rows = slice(plan.shard_problems(shard).start, plan.shard_problems(shard).stop)
-            stacked = np.stack([activations[pair][rows] for pair in pairs])
+            arrays = [as_float32(activations[pair][rows], f"the array of {pair}") for pair in pairs]
+            stacked = np.stack(arrays)
             writer.write_shard(shard, stacked.reshape(plan.shard_shape(shard)))
         return writer.finish()
 
