@@ -13,7 +13,8 @@ A CODI model's, as in the published experiment (all layers, all six positions):
         --codi_checkpoint=zen-E/CODI-llama3.2-1b-Instruct --output=runs/codi
 
 Without thoughts, `--positions=last` (or indices with `--feedback=none`) gives hidden states at
-tokens of the prompt, `--positions=all` at every token of the question. Many GPUs: put
+tokens of the prompt, `--positions=all` at every token of the question; the scripts that read
+the store take the same words for their `--position`. Many GPUs: put
 `torchrun --nproc_per_node=8` in the place of `python`. A stopped run continues with --resume.
 
 Cost: SmolLM2-135M on the 7,473 GSM8K problems takes 20 to 25 minutes on 2 CPU cores.
@@ -31,10 +32,8 @@ from sae_jax.extraction.continuous_thoughts import FEEDBACK_MODES, NUM_POSITIONS
 from sae_jax.extraction.extract import ALL_TOKENS, BATCH_SIZE, NO_FEEDBACK, extract
 from sae_jax.extraction.models import DTYPES, PACKAGED, LanguageModel, load_model
 from sae_jax.extraction.problems import GENERATED, load_problems
-from sae_jax.store import Position
+from sae_jax.store import LAST, Position
 from sae_jax.store_writer import STORAGE_DTYPES
-
-_LAST_TOKEN = "last"
 
 _PROBLEMS = flags.DEFINE_string(
     "problems", GENERATED, "JSONL file, openai/gsm8k (from the hub), or generated."
@@ -59,7 +58,8 @@ _FEEDBACK = flags.DEFINE_enum(
     "feedback",
     None,
     [*FEEDBACK_MODES, NO_FEEDBACK],
-    "What a thought feeds; unset: codi with a checkpoint, none at last or all tokens, else soft.",
+    "What a thought feeds; unset: none for last, negative or all tokens, codi with a checkpoint, "
+    "else soft.",
 )
 _LAYERS = flags.DEFINE_list("layers", None, "0-based decoder layers; all if unset.")
 _POSITIONS = flags.DEFINE_list(
@@ -101,7 +101,9 @@ def _run() -> None:
         result = evaluate(problems, model, feedback=feedback, batch_size=_BATCH_SIZE.value)
         print(f"{result.num_correct} of {result.num_problems} right: {result.accuracy:.2%}")
         return
-    layers = range(model.num_layers) if _LAYERS.value is None else map(int, _LAYERS.value)
+    layers = (
+        range(model.num_layers) if _LAYERS.value is None else _integers("layers", _LAYERS.value)
+    )
     store = extract(
         problems,
         model,
@@ -140,11 +142,20 @@ def _model() -> LanguageModel:
 def _positions() -> list[Position]:
     if _POSITIONS.value == [ALL_TOKENS]:
         return [ALL_TOKENS]
-    return [-1 if text == _LAST_TOKEN else int(text) for text in _POSITIONS.value]
+    words = ["-1" if text == LAST else text for text in _POSITIONS.value]
+    return list(_integers("positions", words, f", {LAST!r} or {ALL_TOKENS!r} alone"))
+
+
+def _integers(flag: str, words: list[str], others: str = "") -> list[int]:
+    try:
+        return [int(word) for word in words]
+    except ValueError as error:
+        raise ValueError(f"--{flag}={','.join(words)}; allowed: integers{others}") from error
 
 
 def _default_feedback(model: LanguageModel, positions: list[Position]) -> str:
-    if positions in ([ALL_TOKENS], [-1]):
+    # Thoughts are counted from the first alone, tokens from the last one too.
+    if any(position == ALL_TOKENS or int(position) < 0 for position in positions):
         return NO_FEEDBACK
     return "soft" if model.projection is None else "codi"
 

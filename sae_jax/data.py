@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from sae_jax.arrays import as_float32
 from sae_jax.store import ActivationStore, Position, Selection, Split
 
 DataSlice = tuple[int | None, Position | None]
@@ -109,10 +109,7 @@ def _checked(data: Any, name: str) -> np.ndarray:
     array = _as_numpy(data, name)
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"{name} has shape {array.shape}; expected [n, d_in], neither of them 0")
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{name} has dtype {array.dtype}; expected a floating dtype")
-    with np.errstate(over="ignore"):  # Reported below, as infinity.
-        array = np.asarray(array, np.float32)
+    array = as_float32(array, name)
     bad_rows = np.flatnonzero(~np.isfinite(array).all(axis=1))
     if bad_rows.size:
         raise ValueError(
@@ -123,20 +120,18 @@ def _checked(data: Any, name: str) -> np.ndarray:
 
 
 def _as_numpy(data: Any, name: str) -> np.ndarray:
-    """The array that `data` is, where NumPy alone would fail or lose what it means."""
+    """The array that `data` is, also where NumPy alone would fail."""
     if isinstance(data, (str, Path, ActivationStore, Split)):
         raise ValueError(
             f"{name} is a {type(data).__name__}; expected a float array [n, d_in] or a selection,"
             " as store.select(layer=..., position=...).split().train"
         )
-    if isinstance(data, np.ma.MaskedArray):
-        raise ValueError(f"{name} is a masked array, which NumPy would unmask; pass rows without")
     if type(data).__module__.partition(".")[0] == "torch":
         if not data.is_floating_point():
             raise ValueError(f"{name} has dtype {data.dtype}; expected a floating dtype")
         # NumPy takes no bfloat16 of PyTorch's, and nothing that waits for a gradient.
         data = data.detach().float().cpu().numpy()
-    return np.asarray(data)
+    return np.asanyarray(data)
 
 
 def epoch_order(data_seed: jax.Array | int, epoch: jax.Array | int, num_samples: int) -> jax.Array:

@@ -13,7 +13,7 @@ of bytes, read through a memory map. `store_writer` makes stores.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +21,19 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA_VERSION = 1
-MANIFEST_NAME = "manifest.json"
-PROBLEMS_NAME = "problems.jsonl"
-SHARDS_NAME = "shards"
+from sae_jax.manifest import (
+    PROBLEMS_NAME,
+    check_sha256,
+    check_size,
+    manifest_files,
+    read_manifest,
+    shard_file,
+)
+
+LAST = "last"
 
 Position = int | str
+"""A continuous thought's or token's index, negative from a prompt's end, or "all" tokens."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,18 @@ class Selection:
       layer: 0-based decoder layer.
       position: continuous-thought or token position, or "all".
       rows: indices of the selected rows in the store, int64 `[n]`.
+
+    Raises:
+      ValueError: if a row is not one of the store's.
     """
 
     store: "ActivationStore"
     layer: int
     position: Position
     rows: np.ndarray
+
+    def __post_init__(self):
+        object.__setattr__(self, "rows", self.store.check_rows(self.rows))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,7 +90,13 @@ class Selection:
         return tuple(self.store.problems[i] for i in self.store.row_problems[self.rows])
 
     def read(self, indices: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Reads some of the selection's rows: float32 `[len(indices), d_in]`, nothing kept."""
+        """Reads some of the selection's rows: float32 `[len(indices), d_in]`, nothing kept.
+
+        `indices` mean what they mean to NumPy: negative ones count from the selection's end.
+
+        Raises:
+          IndexError: where NumPy raises one.
+        """
         return self.store.read(self.layer, self.position, self.rows[indices])
 
     def split(self, train_fraction: float = 0.8, seed: int = 42) -> Split:
@@ -150,9 +169,9 @@ class ActivationStore:
             raise ValueError(
                 f"the store at {root} is unfinished; run its extraction again with --resume"
             )
-        for relative, entry in _manifest_files(manifest):
-            _check_size(root / relative, entry)
-        _check_sha256(root / PROBLEMS_NAME, manifest["problems"])
+        for relative, entry in manifest_files(manifest):
+            check_size(root / relative, entry)
+        check_sha256(root / PROBLEMS_NAME, manifest["problems"])
         return cls(root, manifest, read_problems(root / PROBLEMS_NAME))
 
     @property
@@ -173,6 +192,42 @@ class ActivationStore:
             return np.arange(self.num_rows)
         return np.repeat(np.arange(len(self.problems)), np.concatenate(counts))
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sha256 of what the store holds, whatever its folder is called.
+
+        It covers layers, positions, dtype, width and the checksum of every file. The same
+        activations in shards of another size have another fingerprint.
+        """
+        manifest = self.manifest
+        content = {
+            "layers": self.layers,
+            "positions": self.positions,
+            "dtype": manifest["dtype"],
+            "d_in": self.d_in,
+            "problems": manifest["problems"]["sha256"],
+            "shards": [
+                [shard["shape"], shard["rows_per_problem"], shard["sha256"]]
+                for shard in manifest["shards"]
+            ],
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def parse_position(self, text: str) -> Position:
+        """The stored position that a word of a command line names: "3", "-1", "last" or "all".
+
+        "last", as `extract_activations.py` takes it, is position -1.
+
+        Raises:
+          ValueError: if the store has no such position; it lists those there are.
+        """
+        for position in self.positions:
+            if text == str(position):
+                return position
+        if text == LAST and -1 in self.positions:
+            return -1
+        raise self._unknown("position", text, self.positions)
+
     def select(self, layer: int, position: Position) -> Selection:
         """Selects every row of one (layer, position) slice.
 
@@ -184,17 +239,43 @@ class ActivationStore:
         return Selection(self, layer, position, np.arange(self.num_rows))
 
     def read(self, layer: int, position: Position, rows: np.ndarray) -> np.ndarray:
-        """Reads rows of a slice, in the order asked for: float32 `[len(rows), d_in]`."""
+        """Reads rows of a slice, in the order asked for: float32 `[len(rows), d_in]`.
+
+        Raises:
+          ValueError: if the store has no such layer, position or row.
+        """
         layer_index = self._index("layer", layer, self.layers)
         position_index = self._index("position", position, self.positions)
+        rows = self.check_rows(rows)
         activations = np.empty((len(rows), self.d_in), np.float32)
         shard_of_row = np.searchsorted(self._ends, rows, side="right")
         for shard in np.unique(shard_of_row):
             in_shard = shard_of_row == shard
-            stored = self._shards[shard][layer_index, position_index]
+            # Mapped for as long as it is read: every map holds a file descriptor.
+            stored = self._open_shard(shard)[layer_index, position_index]
             start = self._ends[shard] - stored.shape[0]
             activations[in_shard] = stored[rows[in_shard] - start]
         return activations
+
+    def check_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Returns row indices as int64 `[n]`.
+
+        Raises:
+          ValueError: if they are not integers on one axis, or one is not from 0 to
+            `num_rows` - 1; rows are not counted from the end.
+        """
+        rows = np.asarray(rows)
+        if rows.ndim != 1:
+            raise ValueError(f"rows have shape {rows.shape}; expected one axis")
+        if rows.size and rows.dtype.kind not in "iu":
+            raise ValueError(f"rows are {rows.dtype}; expected integers")
+        outside = (rows < 0) | (rows >= self.num_rows)
+        if outside.any():
+            raise ValueError(
+                f"row {rows[outside][0]} is not in the store at {self.path}, "
+                f"which has rows 0 to {self.num_rows - 1}"
+            )
+        return rows.astype(np.int64, copy=False)
 
     def verify(self) -> None:
         """Reads every file and compares its sha256 with the manifest's.
@@ -202,48 +283,25 @@ class ActivationStore:
         Raises:
           ValueError: naming the first file that differs.
         """
-        for relative, entry in _manifest_files(self.manifest):
-            _check_size(self.path / relative, entry)
-            _check_sha256(self.path / relative, entry)
+        for relative, entry in manifest_files(self.manifest):
+            check_size(self.path / relative, entry)
+            check_sha256(self.path / relative, entry)
 
-    @cached_property
-    def _shards(self) -> list[np.ndarray]:
-        return [
-            open_shard(self.path / shard_file(i), shard["shape"], self.manifest["dtype"])
-            for i, shard in enumerate(self.manifest["shards"])
-        ]
+    def _open_shard(self, index: int) -> np.ndarray:
+        shape = self.manifest["shards"][index]["shape"]
+        return open_shard(self.path / shard_file(index), shape, self.manifest["dtype"])
 
     def _index(self, kind: str, value: Position, stored: tuple[Position, ...]) -> int:
         if value not in stored:
-            raise ValueError(
-                f"{kind} {value!r} is not in the store at {self.path}; "
-                f"it has {kind}s {', '.join(map(str, stored))}"
-            )
+            raise self._unknown(kind, value, stored)
         return stored.index(value)
 
-
-def shard_file(index: int) -> str:
-    """Path of a shard, relative to the store's folder."""
-    return f"{SHARDS_NAME}/{index:05d}.npy"
-
-
-def read_manifest(root: Path) -> dict[str, Any]:
-    """Reads a manifest, finished or not.
-
-    Raises:
-      ValueError: if there is none, or it is not one that this version reads.
-    """
-    file = root / MANIFEST_NAME
-    if not file.is_file():
-        raise ValueError(f"no activation store at {root}: {file} does not exist")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"{file} has schema_version {version!r}; this reads {SCHEMA_VERSION}")
-    return manifest
+    def _unknown(self, kind: str, value: Position, stored: tuple[Position, ...]) -> ValueError:
+        names = [f"-1 (or {LAST})" if name == -1 else str(name) for name in stored]
+        return ValueError(
+            f"{kind} {value!r} is not in the store at {self.path}; "
+            f"it has {kind}s {', '.join(names)}"
+        )
 
 
 def problems_to_jsonl(problems: Sequence[Problem]) -> str:
@@ -267,29 +325,3 @@ def open_shard(file: Path, shape: Sequence[int], dtype: str) -> np.ndarray:
             f"the manifest says {dtype}{list(shape)}: extract the store again"
         )
     return array
-
-
-def file_entry(file: Path) -> dict[str, Any]:
-    """Size and checksum of a file, as a manifest lists them."""
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return {"bytes": file.stat().st_size, "sha256": digest}
-
-
-def _manifest_files(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    yield PROBLEMS_NAME, manifest["problems"]
-    for index, shard in enumerate(manifest["shards"]):
-        yield shard_file(index), shard
-
-
-def _check_size(file: Path, entry: dict[str, Any]) -> None:
-    size = file.stat().st_size if file.is_file() else None
-    if size != entry["bytes"]:
-        found = "is missing" if size is None else f"has {size} bytes"
-        raise ValueError(f"{file} {found}; the manifest says {entry['bytes']} bytes")
-
-
-def _check_sha256(file: Path, entry: dict[str, Any]) -> None:
-    found = file_entry(file)["sha256"]
-    if found != entry["sha256"]:
-        raise ValueError(f"{file} has sha256 {found}; the manifest says {entry['sha256']}")

@@ -16,23 +16,20 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from sae_jax.arrays import as_float32
 from sae_jax.locks import LOCK_NAME, lock
-from sae_jax.store import (
+from sae_jax.manifest import (
     MANIFEST_NAME,
     PROBLEMS_NAME,
     SCHEMA_VERSION,
     SHARDS_NAME,
-    ActivationStore,
-    Position,
-    Problem,
+    STORAGE_DTYPES,
     file_entry,
-    open_shard,
-    problems_to_jsonl,
     read_manifest,
     shard_file,
 )
+from sae_jax.store import ActivationStore, Position, Problem, open_shard, problems_to_jsonl
 
-STORAGE_DTYPES = ("float16", "float32")
 _TEMPORARY = ".tmp"
 
 
@@ -68,8 +65,13 @@ class StorePlan:
         for name in ("layers", "positions", "problems"):
             if not getattr(self, name):
                 raise ValueError(f"a store needs at least one of its {name}")
-        for name in ("layers", "positions"):
+        for name, allowed, is_allowed in (
+            ("layers", "integers from 0", _is_layer),
+            ("positions", "integers and names such as 'all'", _is_position),
+        ):
             values = getattr(self, name)
+            if wrong := [value for value in values if not is_allowed(value)]:
+                raise ValueError(f"{name} has {wrong[0]!r}; allowed: {allowed}")
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} {tuple(values)} name one twice")
         if self.shard_size < 1:
@@ -99,7 +101,7 @@ class StorePlan:
             "finished": False,
             "model": self.model,
             "layers": [int(layer) for layer in self.layers],
-            "positions": list(self.positions),
+            "positions": [p if isinstance(p, str) else int(p) for p in self.positions],
             "dtype": self.dtype,
             "d_in": self.d_in,
             "num_problems": len(self.problems),
@@ -169,7 +171,8 @@ class StoreWriter:
           activations: `[num_layers, num_positions, num_rows, d_in]`.
 
         Raises:
-          ValueError: if the shape is not the plan's, or a value is not finite once cast.
+          ValueError: if the shape is not the plan's, the values are no floats, or one is not
+            finite once cast.
           OSError: if it cannot be written, as when the disk is full; the store stays resumable.
         """
         if activations.shape != self.plan.shard_shape(shard):
@@ -178,8 +181,9 @@ class StoreWriter:
                 f"the store's plan says {self.plan.shard_shape(shard)}"
             )
         with np.errstate(over="ignore"):
-            stored = np.ascontiguousarray(activations, dtype=self.plan.dtype)
-        self._check_finite(shard, activations, stored)
+            values = as_float32(activations, f"shard {shard}")
+            stored = np.ascontiguousarray(values, dtype=self.plan.dtype)
+        self._check_finite(shard, values, stored)
         _write_atomically(
             self.path / shard_file(shard), lambda f: np.save(f, stored, allow_pickle=False)
         )
@@ -229,7 +233,8 @@ def write_store(
 
     Args:
       path: folder of the store.
-      activations: `[len(problems), d_in]` for every pair of some layers and positions.
+      activations: `[len(problems), d_in]` for every pair of some layers and positions, of any
+        float type that `as_float32` takes.
       problems: the problem of each row.
       settings: where the activations come from.
       model: name of the model that they come from.
@@ -237,10 +242,11 @@ def write_store(
       overwrite: replace a store that is there.
 
     Raises:
-      ValueError: if a (layer, position) pair is missing, or shapes differ.
+      ValueError: if a (layer, position) pair is missing, shapes differ, or an array is not of
+        floats.
     """
     layers = sorted({layer for layer, _ in activations})
-    positions = sorted({position for _, position in activations})
+    positions = sorted({position for _, position in activations}, key=_position_order)
     pairs = [(layer, position) for layer in layers for position in positions]
     if missing := [pair for pair in pairs if pair not in activations]:
         raise ValueError(f"activations of (layer, position) {missing} are missing")
@@ -251,15 +257,33 @@ def write_store(
                 f"activations of (layer, position) {pair} have shape {activations[pair].shape}; "
                 f"expected {expected}: a row for each of the {len(problems)} problems"
             )
+        as_float32(activations[pair][:0], f"the array of {pair}")
     plan = StorePlan(model, layers, positions, expected[1], problems, settings or {}, dtype)
     writer = StoreWriter(path, plan)
     with lock(path):
         writer.prepare(overwrite=overwrite)
         for shard in writer.missing_shards():
             rows = slice(plan.shard_problems(shard).start, plan.shard_problems(shard).stop)
-            stacked = np.stack([activations[pair][rows] for pair in pairs])
+            arrays = [as_float32(activations[pair][rows], f"the array of {pair}") for pair in pairs]
+            stacked = np.stack(arrays)
             writer.write_shard(shard, stacked.reshape(plan.shard_shape(shard)))
         return writer.finish()
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_layer(value: Any) -> bool:
+    return _is_integer(value) and value >= 0
+
+
+def _is_position(value: Any) -> bool:
+    return _is_integer(value) or (isinstance(value, str) and value != "")
+
+
+def _position_order(position: Position) -> tuple[bool, Position]:
+    return isinstance(position, str), position
 
 
 def _check_same_plan(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -293,6 +293,47 @@ def test_two_ranks_write_the_store_of_one(tmp_path, tiny_llama_folder, model):
     assert "1100 rows of 16 values at 3 layers and 8 positions" in one.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "stored"),
+    [
+        ("last", {"last": -1}),
+        ("-1,-2", {"-2": -2, "last": -1}),
+        ("all", {"all": "all"}),
+        ("1", {"1": 1}),
+    ],
+)
+def test_the_words_that_make_a_store_also_read_it(tmp_path, tiny_llama_folder, words, stored):
+    problems = write_problems(tmp_path / "problems.jsonl", make_problems(3))
+    result = run_script(
+        f"--problems={problems}",
+        f"--model={tiny_llama_folder}",
+        "--layers=1",
+        f"--positions={words}",
+        f"--output={tmp_path / 'store'}",
+    )
+    assert result.returncode == 0, result.stderr
+    store = ActivationStore.open(tmp_path / "store")
+    assert set(store.positions) == set(stored.values())
+    for word, position in stored.items():
+        assert store.parse_position(word) == position
+        store.select(1, store.parse_position(word))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--positions=first", "--positions=first; allowed: integers, 'last' or 'all' alone"),
+        ("--layers=1.5", "--layers=1.5; allowed: integers"),
+    ],
+)
+def test_the_script_names_a_flag_that_is_no_number(tmp_path, tiny_llama_folder, flag, message):
+    problems = write_problems(tmp_path / "problems.jsonl", make_problems(1))
+    arguments = [f"--problems={problems}", f"--model={tiny_llama_folder}", flag]
+    result = run_script(*arguments, f"--output={tmp_path / 'store'}")
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1] == f"error: {message}"
+
+
 def test_the_script_says_what_is_wrong_in_one_line(tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question": "1+1?"}\n{"question": 3}\n')

@@ -15,7 +15,8 @@ ROOT = Path(sae_jax.__file__).parent
 # From the ground up, by the longest prefix that fits. A module imports from lower layers
 # and from its own folder.
 LAYERS = (
-    ("configs", "locks", "store", "topk", "products"),
+    ("arrays", "locks", "manifest"),
+    ("configs", "store", "topk", "products"),
     ("statistics", "store_writer", "sae", "compact", "sparse", "data"),
     ("losses", "metrics", "formats", "features"),
     ("sweep", "hub"),
@@ -78,7 +79,7 @@ def test_no_import_cycles():
 
 
 def test_extraction_meets_the_rest_only_in_the_store():
-    bridge = {"store", "store_writer"}
+    bridge = {"arrays", "store", "store_writer"}
     for module in MODULES:
         others = set(own_imports(module))
         if module.startswith("extraction"):
@@ -107,7 +108,7 @@ def test_a_library_is_imported_in_its_place_only(library, folders):
 
 
 def test_the_ground_layer_does_without_jax_where_it_holds_no_mathematics():
-    for module in ("configs", "locks", "store", "store_writer"):
+    for module in ("arrays", "configs", "locks", "manifest", "store", "store_writer"):
         assert not libraries(module, top_level=False) & {"jax", "flax", "torch"}, module
 
 
