@@ -21,21 +21,32 @@ import math
 from collections import Counter
 from pathlib import Path
 
+import command
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import sae_jax
 from sae_jax.features.interventions import swap_pairs
 from sae_jax.features.probing import sparse_probing
 from sae_jax.features.properties import OPERATIONS, property_matrix
 from sae_jax.features.report import feature_records, feature_summary
+from sae_jax.store import LAST
+from sae_jax.sweep.provenance import samples_of
 
 _SWEEP = flags.DEFINE_string("sweep", None, "Folder of a saved sweep.", required=True)
-_D_SAE = flags.DEFINE_integer("d_sae", None, "Dictionary size of the member.", required=True)
-_K = flags.DEFINE_integer("k", None, "Latents kept per sample by the member.", required=True)
+_ACTIVATIONS = flags.DEFINE_string(
+    "activations", None, "Folder of the store, if it is not where the sweep says."
+)
+_TRAIN_FRACTION = flags.DEFINE_float(
+    "train_fraction", None, "Share of the problems trained on, if the sweep does not say."
+)
+_SPLIT_SEED = flags.DEFINE_integer("split_seed", None, "The split's, if the sweep does not say.")
+_MEMBER = flags.DEFINE_integer("member", None, "Index of the member; or name it by its config:")
+_D_SAE = flags.DEFINE_integer("d_sae", None, "Dictionary size of the member.")
+_K = flags.DEFINE_integer("k", None, "Latents kept per sample by the member.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the member.")
 _LAYER = flags.DEFINE_integer("layer", None, "Layer, where the sweep has several.")
-_POSITION = flags.DEFINE_integer("position", None, "Position, where the sweep has several.")
+_POSITION = flags.DEFINE_string("position", None, "Position, where the sweep has several.")
 _START_RANK = flags.DEFINE_integer("start_rank", 1, "First rank by firing rate, from 1.")
 _END_RANK = flags.DEFINE_integer("end_rank", None, "Last rank, included; the last by default.")
 _RULE = flags.DEFINE_enum(
@@ -48,15 +59,25 @@ _PROBE = flags.DEFINE_bool("probe", False, "Also probe the four operations with 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.")
 
 
-def main(argv: list[str]) -> None:
+def work() -> None:
     """Analyzes the member that the flags name."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
     result = sae_jax.SweepResult.load(_SWEEP.value)
-    member = find_member(result.configs)
-    config, sae = result.configs[member], result.sae(member)
-    samples = validation_samples(result.data, config)
-    z = np.asarray(sae.encode(samples.activations))
+    index = find_member(result.configs)
+    member, config = result.members[index], result.configs[index]
+    if member.diverged_at is not None:
+        raise ValueError(f"member {index}, {config}, diverged at step {member.diverged_at}")
+    samples = samples_of(
+        result.data,
+        _SWEEP.value,
+        (
+            _LAYER.value if config.layer is None else config.layer,
+            _POSITION.value if config.position is None else config.position,
+        ),
+        activations=_ACTIVATIONS.value,
+        train_fraction=_TRAIN_FRACTION.value,
+        split_seed=_SPLIT_SEED.value,
+    ).val
+    z = np.asarray(member.sae().encode(samples.activations))
 
     records = feature_records(
         z,
@@ -104,30 +125,29 @@ def main(argv: list[str]) -> None:
 
 def find_member(configs: list[sae_jax.SAEConfig]) -> int:
     """Index of the one member that the flags name."""
-    wanted = {"d_sae": _D_SAE.value, "k": _K.value, "seed": _SEED.value}
-    wanted |= {
-        name: flag.value
-        for name, flag in (("layer", _LAYER), ("position", _POSITION))
-        if flag.value is not None
-    }
+    members = "\n  ".join(f"{i}: {config}" for i, config in enumerate(configs))
+    if _MEMBER.value is not None:
+        if not 0 <= _MEMBER.value < len(configs):
+            raise ValueError(f"there is no member {_MEMBER.value}; there are\n  {members}")
+        return _MEMBER.value
+    wanted = {"d_sae": _D_SAE.value, "k": _K.value, "seed": _SEED.value, "layer": _LAYER.value}
+    wanted["position"] = "-1" if _POSITION.value == LAST else _POSITION.value
+    wanted = {name: value for name, value in wanted.items() if value is not None}
     found = [
         index
         for index, config in enumerate(configs)
-        if all(getattr(config, name) == value for name, value in wanted.items())
+        if all(
+            # A sweep on one array does not know its layer and position.
+            getattr(config, name) is None or str(getattr(config, name)) == str(value)
+            for name, value in wanted.items()
+        )
     ]
     if len(found) != 1:
-        members = "\n  ".join(map(str, configs))
-        raise app.UsageError(f"{len(found)} members have {wanted}; there are\n  {members}")
+        raise ValueError(
+            f"{len(found)} members have {wanted}; name one by its fields or by --member:"
+            f"\n  {members}"
+        )
     return found[0]
-
-
-def validation_samples(data: dict, config: sae_jax.SAEConfig):
-    """The samples of the member's data slice that it was not trained on."""
-    store = sae_jax.ActivationStore.open(data["activations"])
-    layer = data["layer"] if config.layer is None else config.layer
-    position = data["position"] if config.position is None else config.position
-    selection = store.select(layer=layer, position=position)
-    return selection.split(train_fraction=data["train_fraction"], seed=data["split_seed"]).val
 
 
 def without_nan(row: dict) -> dict:
@@ -215,4 +235,4 @@ def auc(area: float | None) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.start(work)

@@ -5,16 +5,15 @@ trains one epoch and returns when it has been computed.
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+import torch_reference
 
 import sae_jax
 from sae_jax.sae import init_params
@@ -24,10 +23,6 @@ from sae_jax.sweep.step import (
     train_epoch,
     with_encoders_transposed,
 )
-
-# The loop that the tests hold the engine to is the one that it is measured against.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-import torch_reference  # noqa: E402
 
 LEARNING_RATE = 1e-3
 

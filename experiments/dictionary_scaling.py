@@ -20,11 +20,10 @@ latents dead at d = 250, K = 50; no death at K = 200.
 
 import json
 import shutil
-import signal
-import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+import command
+from absl import flags, logging
 
 import sae_jax
 from sae_jax.features.scoring import score_features
@@ -49,7 +48,7 @@ _PROMPT_TEMPLATE = flags.DEFINE_string(
     "prompt_template", None, r"Text with {question} in it, \n for a new line."
 )
 _LAYER = flags.DEFINE_integer("layer", 25, "0-based decoder layer.")
-_POSITION = flags.DEFINE_integer("position", 3, "Continuous thought.")
+_POSITION = flags.DEFINE_string("position", "3", "Continuous thought, or what the store has.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds of each config.", lower_bound=1)
 _EPOCHS = flags.DEFINE_integer("epochs", 25, "Passes over the training samples.")
 _COMPUTE_DTYPE = flags.DEFINE_enum(
@@ -74,33 +73,28 @@ _SETTINGS = (
 )
 
 
-def main(argv: list[str]) -> None:
-    """Extracts, trains, scores and reports."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
-    try:
-        with lock_beside(_OUTPUT.value):
-            run(Path(_OUTPUT.value))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except sae_jax.Preempted as notice:
-        print(f"{notice}; --resume continues", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+def work() -> None:
+    """Extracts, trains, scores and reports; no other run may have the same output meanwhile."""
+    logging.set_verbosity(logging.WARNING)  # Orbax reports each checkpoint
+    use_compilation_cache()
+    output = Path(_OUTPUT.value)
+    with lock_beside(output):
+        run(output)
 
 
 def run(output: Path) -> None:
-    """The work of `main`; raises ValueErrors."""
-    logging.set_verbosity(logging.WARNING)  # Orbax reports each checkpoint
-    use_compilation_cache()
+    """`work`, with the folder that it writes to."""
     start_run(output)
-    store_path = Path(_ACTIVATIONS.value or output / "activations")
     store = (
-        sae_jax.ActivationStore.open(store_path) if _ACTIVATIONS.value else extracted(store_path)
+        sae_jax.ActivationStore.open(_ACTIVATIONS.value)
+        if _ACTIVATIONS.value
+        else extracted(output / "activations")
     )
-    split = store.select(layer=_LAYER.value, position=_POSITION.value).split(
+    position = store.parse_position(_POSITION.value)
+    split = store.select(layer=_LAYER.value, position=position).split(
         train_fraction=TRAIN_FRACTION, seed=SPLIT_SEED
     )
-    result = trained(split, store_path, output)
+    result = trained(split, output)
     rows = score_features(result, split.val)
     report(rows, result, store, split, output)
 
@@ -111,7 +105,8 @@ def start_run(output: Path) -> None:
     path = output / RUN_NAME
     if _RESUME.value and path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name in settings if there.get(name) != settings[name]]
+        # As text, since earlier versions took positions for numbers.
+        changed = [name for name in settings if str(there.get(name)) != str(settings[name])]
         if changed:
             details = "; ".join(f"{n} was {there.get(n)!r}, is {settings[n]!r}" for n in changed)
             raise ValueError(f"{output} holds another run: {details}")
@@ -130,17 +125,26 @@ def extracted(path: Path) -> sae_jax.ActivationStore:
     from sae_jax.extraction.models import load_model
     from sae_jax.extraction.problems import load_problems
 
+    try:
+        thought = int(_POSITION.value)
+    except ValueError as error:
+        raise ValueError(f"--position={_POSITION.value}; a thought has a number") from error
     template = _PROMPT_TEMPLATE.value
     model = load_model(
         _MODEL.value, prompt_template=template.replace("\\n", "\n") if template else None
     )
     problems = load_problems(_PROBLEMS.value, _NUM_PROBLEMS.value)
     return extract(
-        problems, model, path, layers=(_LAYER.value,), positions=(_POSITION.value,), resume=True
+        problems,
+        model,
+        path,
+        layers=(_LAYER.value,),
+        positions=(thought,),
+        resume=True,
     )
 
 
-def trained(split, store_path: Path, output: Path) -> sae_jax.SweepResult:
+def trained(split: sae_jax.Split, output: Path) -> sae_jax.SweepResult:
     """The published grid, every config with each seed; read back if it is there already."""
     folder = output / "sweep"
     if folder.exists():
@@ -154,13 +158,8 @@ def trained(split, store_path: Path, output: Path) -> sae_jax.SweepResult:
         split.val,
         train_config,
         checkpoint_dir=output / "checkpoints",
-        data={
-            "activations": str(store_path.resolve()),
-            "train_fraction": TRAIN_FRACTION,
-            "split_seed": SPLIT_SEED,
-        },
+        output=folder,
     )
-    result.save(folder)
     shutil.rmtree(output / "checkpoints")
     return result
 
@@ -186,4 +185,4 @@ def report(rows: list[dict], result: sae_jax.SweepResult, store, split, output: 
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.start(work)

@@ -11,12 +11,12 @@ cores. Expected on SmolLM2-135M, layer 25, position 3 of GSM8K: 95.7 % explained
 at d_sae = 512, k = 50. A run that was stopped continues with --resume.
 """
 
+import dataclasses
 import shutil
-import signal
-import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+import command
+from absl import flags, logging
 
 import sae_jax
 from sae_jax.features.scoring import score_features
@@ -28,10 +28,18 @@ from sae_jax.sweep.train import plan_for
 
 _ACTIVATIONS = flags.DEFINE_string("activations", None, "Folder of the store.", required=True)
 _LAYER = flags.DEFINE_list("layer", None, "Layers, comma-separated.", required=True)
-_POSITION = flags.DEFINE_list("position", None, "Positions, comma-separated.", required=True)
+_POSITION = flags.DEFINE_list(
+    "position",
+    None,
+    "Positions as the store has them, comma-separated: 3, last, all.",
+    required=True,
+)
 _D_SAE = flags.DEFINE_list("d_sae", None, "Dictionary sizes, comma-separated.", required=True)
 _K = flags.DEFINE_list("k", None, "Latents kept per sample, comma-separated.", required=True)
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Number of seeds, from 0.", lower_bound=1)
+_VARY_ORDER = flags.DEFINE_bool(
+    "vary_order", False, "Give each seed its own order of the data too."
+)
 _LEARNING_RATE = flags.DEFINE_list("learning_rate", ["1e-3"], "Learning rates of Adam.")
 _EPOCHS = flags.DEFINE_integer("epochs", 25, "Passes over the training samples.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Samples a step.")
@@ -43,54 +51,33 @@ _PATH = flags.DEFINE_enum(
 )
 _TRAIN_FRACTION = flags.DEFINE_float("train_fraction", 0.8, "Share of the problems to train on.")
 _SPLIT_SEED = flags.DEFINE_integer("split_seed", 42, "Seed of the split.")
+_MAX_NORM_RATIO = flags.DEFINE_float(
+    "max_norm_ratio", None, "Leave out rows whose norm is more than so many times the median."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the sweep.", required=True)
 _RESUME = flags.DEFINE_bool("resume", False, "Continue a run that was stopped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a sweep that is there.")
 
 
-def main(argv: list[str]) -> None:
-    """Trains, scores and saves the sweep."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
-    try:
-        with lock_beside(_OUTPUT.value):
-            run()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except sae_jax.Preempted as notice:
-        print(f"{notice}; --resume continues", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
-
-
-def run() -> None:
-    """The work of `main`; raises ValueErrors."""
+def work() -> None:
+    """Trains, saves and scores the sweep; no other run may have the same output meanwhile."""
     logging.set_verbosity(logging.WARNING)  # Orbax reports each checkpoint
     use_compilation_cache()
     output = Path(_OUTPUT.value)
-    checkpoints = output.with_name(f"{output.name}.checkpoints")
-    check_free(output, _OVERWRITE.value)
+    with lock_beside(output):
+        run(output, output.with_name(f"{output.name}.checkpoints"))
+
+
+def run(output: Path, checkpoints: Path) -> None:
+    """`work`, with the folders that it writes to."""
+    # What a run saved before it was stopped is its own to write again.
+    overwrite = _OVERWRITE.value or (_RESUME.value and checkpoints.exists())
+    check_free(output, overwrite)
     if not _RESUME.value:
         check_free(checkpoints, _OVERWRITE.value)
-        shutil.rmtree(checkpoints, ignore_errors=True)
-
-    layers, positions = [int(value) for value in _LAYER.value], [int(v) for v in _POSITION.value]
-    store = sae_jax.ActivationStore.open(_ACTIVATIONS.value)
-    splits = [
-        store.select(layer=layer, position=position).split(
-            train_fraction=_TRAIN_FRACTION.value, seed=_SPLIT_SEED.value
-        )
-        for layer in layers
-        for position in positions
-    ]
+    splits = data_splits()
     train, val = [split.train for split in splits], [split.val for split in splits]
-    configs = sae_jax.grid(
-        layer=layers,
-        position=positions,
-        d_sae=[int(value) for value in _D_SAE.value],
-        k=[int(value) for value in _K.value],
-        learning_rate=[float(value) for value in _LEARNING_RATE.value],
-        seed=range(_SEEDS.value),
-    )
+    configs = members(train)
     train_config = sae_jax.TrainConfig(
         epochs=_EPOCHS.value,
         batch_size=_BATCH_SIZE.value,
@@ -98,33 +85,74 @@ def run() -> None:
         path=_PATH.value,
     )
     print(plan_for(configs, train, train_config))
+    if not _RESUME.value:
+        shutil.rmtree(checkpoints, ignore_errors=True)
     result = sae_jax.train_sweep(
         configs,
         train,
         val,
         train_config,
         checkpoint_dir=checkpoints,
-        data={
-            "activations": str(Path(_ACTIVATIONS.value).resolve()),
-            "train_fraction": _TRAIN_FRACTION.value,
-            "split_seed": _SPLIT_SEED.value,
-        },
+        output=output,
+        overwrite=overwrite,
     )
     rows = score_features(result, val)
-    result.save(output, overwrite=_OVERWRITE.value)
     write_csv(rows, output / "results.csv")
     shutil.rmtree(checkpoints)
     for row in rows:
-        print(
-            f"layer {row['layer']} position {row['position']} d_sae {row['d_sae']:5d}"
-            f" k {row['k']:3d} seed {row['seed']}: EV {row['explained_variance']:.2%},"
-            f" fvu {row['fvu']:.2%}, dead"
-            f" {row['dead_fraction']:.1%}, specialized {row['published_rate']:.1%} (published rule,"
-            f" {row['num_singletons']} latents fire once),"
-            f" {row['calibrated_rate_supported']:.1%} (calibrated)"
-        )
+        print(line(row))
     print(output / "results.csv")
 
 
+def data_splits() -> list[sae_jax.Split]:
+    """The training and validation samples of every data slice."""
+    store = sae_jax.ActivationStore.open(_ACTIVATIONS.value)
+    splits = [
+        store.select(layer=layer, position=store.parse_position(word)).split(
+            train_fraction=_TRAIN_FRACTION.value, seed=_SPLIT_SEED.value
+        )
+        for layer in command.numbers(_LAYER)
+        for word in _POSITION.value
+    ]
+    if _MAX_NORM_RATIO.value is not None:
+        splits = [split.within_norm(_MAX_NORM_RATIO.value) for split in splits]
+    return splits
+
+
+def members(train: list[sae_jax.Selection]) -> list[sae_jax.SAEConfig]:
+    """Every combination of the flags, on every data slice."""
+    configs = [
+        config
+        for part in train
+        for config in sae_jax.grid(
+            layer=part.layer,
+            position=part.position,
+            d_sae=command.numbers(_D_SAE),
+            k=command.numbers(_K),
+            learning_rate=command.numbers(_LEARNING_RATE, float),
+            seed=range(_SEEDS.value),
+        )
+    ]
+    if _VARY_ORDER.value:
+        configs = [dataclasses.replace(config, data_seed=config.seed) for config in configs]
+    return configs
+
+
+def line(row: dict) -> str:
+    """A member and its main scores."""
+    name = (
+        f"layer {row['layer']} position {row['position']} d_sae {row['d_sae']:5d}"
+        f" k {row['k']:3d} learning rate {row['learning_rate']:g} seed {row['seed']}"
+    )
+    if row["diverged_at"] is not None:
+        return f"{name}: diverged at step {row['diverged_at']}"
+    return (
+        f"{name}: EV {row['explained_variance']:.2%}, fvu {row['fvu']:.2%},"
+        f" dead {row['dead_fraction']:.1%}, specialized {row['published_rate']:.1%} (published"
+        f" rule, {row['num_singletons']} latents fire once),"
+        f" {row['calibrated_rate_supported']:.1%} (calibrated)"
+    )
+
+
 if __name__ == "__main__":
-    app.run(main)
+    command.start(work)

@@ -10,11 +10,12 @@ The layer and position axes come first, so that one slice of a shard is one cont
 of bytes, read through a memory map. `store_writer` makes stores.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,34 @@ class Split:
     train: "Selection"
     val: "Selection"
 
+    def within_norm(self, max_norm_ratio: float) -> "Split":
+        """Leaves out the rows of extreme norm, which attention sinks have, on both sides.
+
+        A few of them hold most of the variance, so that a loss and scores over all rows say
+        little of the others.
+
+        Args:
+          max_norm_ratio: largest norm of a row that stays, in medians of the training rows'
+            norms.
+
+        Raises:
+          ValueError: if the ratio is below 1, or no validation row stays.
+        """
+        if not max_norm_ratio >= 1:
+            raise ValueError(f"max_norm_ratio is {max_norm_ratio}; allowed is 1 or more")
+        norms = [np.linalg.norm(side.read(), axis=1) for side in (self.train, self.val)]
+        bound = max_norm_ratio * np.median(norms[0])
+        if not (norms[1] <= bound).any():
+            raise ValueError(
+                f"max_norm_ratio={max_norm_ratio} leaves none of {len(self.val)} validation rows"
+            )
+        settings = {"max_norm_ratio": float(max_norm_ratio)}
+        train, val = (
+            side._subset(np.flatnonzero(of_side <= bound), settings)
+            for side, of_side in zip((self.train, self.val), norms, strict=True)
+        )
+        return Split(train, val)
+
 
 @dataclass(frozen=True, eq=False)
 class Selection:
@@ -63,6 +92,7 @@ class Selection:
       layer: 0-based decoder layer.
       position: continuous-thought or token position, or "all".
       rows: indices of the selected rows in the store, int64 `[n]`.
+      settings: how the rows were chosen: what `split` and `within_norm` were given.
 
     Raises:
       ValueError: if a row is not one of the store's.
@@ -72,6 +102,7 @@ class Selection:
     layer: int
     position: Position
     rows: np.ndarray
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "rows", self.store.check_rows(self.rows))
@@ -125,13 +156,16 @@ class Selection:
         rank[order] = np.arange(num_problems)
         rows_by_rank = np.argsort(rank[inverse], kind="stable")
         num_val_rows = int(np.count_nonzero(rank[inverse] < num_val))
+        settings = {"train_fraction": float(train_fraction), "split_seed": int(seed)}
         return Split(
-            train=self._subset(rows_by_rank[num_val_rows:]),
-            val=self._subset(rows_by_rank[:num_val_rows]),
+            train=self._subset(rows_by_rank[num_val_rows:], settings),
+            val=self._subset(rows_by_rank[:num_val_rows], settings),
         )
 
-    def _subset(self, indices: np.ndarray) -> "Selection":
-        return Selection(self.store, self.layer, self.position, self.rows[indices])
+    def _subset(self, indices: np.ndarray, settings: Mapping[str, Any]) -> "Selection":
+        return dataclasses.replace(
+            self, rows=self.rows[indices], settings={**self.settings, **settings}
+        )
 
 
 class ActivationStore:

@@ -19,6 +19,7 @@ from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.formats import native
 from sae_jax.locks import LOCK_NAME, lock
 from sae_jax.sae import PARAM_NAMES, TopKSAE
+from sae_jax.sweep.provenance import as_saved
 
 MANIFEST_NAME = "sweep.json"
 HISTORY_NAME = "history.safetensors"
@@ -210,7 +211,7 @@ class SweepWriter:
             "format": _FORMAT,
             "version": _FORMAT_VERSION,
             "train_config": dataclasses.asdict(train_config),
-            "data": dict(data),
+            "data": as_saved(data, self._folder),
             "folder": name,
             "members": [self._entries[i] for i in range(len(self._entries))],
         }

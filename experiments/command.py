@@ -1,0 +1,44 @@
+"""What every script of this folder does around its work."""
+
+import signal
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+import sae_jax
+
+
+def start(work: Callable[[], None]) -> None:
+    """Parses the flags and does the work; what was wrong with the input is one line.
+
+    The exit status is 1 after a ValueError, and 143, which stands for SIGTERM, where training
+    was stopped and can be resumed.
+    """
+
+    def main(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unknown arguments: {argv[1:]}")
+        try:
+            work()
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        except sae_jax.Preempted as notice:
+            print(f"{notice}; --resume continues", file=sys.stderr)
+            sys.exit(128 + signal.SIGTERM)
+
+    app.run(main)
+
+
+def numbers(flag: flags.FlagHolder, kind: type = int) -> list:
+    """The numbers of a comma-separated flag.
+
+    Raises:
+      ValueError: if one is none.
+    """
+    try:
+        return [kind(word) for word in flag.value]
+    except ValueError as error:
+        raise ValueError(
+            f"--{flag.name}={','.join(flag.value)}; allowed are {kind.__name__}s, comma-separated"
+        ) from error

@@ -1,0 +1,112 @@
+"""Where a sweep's activations came from, and how to find them again."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sae_jax.data import ActivationData, DataSlice
+from sae_jax.manifest import MANIFEST_NAME
+from sae_jax.store import ActivationStore, Selection, Split
+
+_SPLIT_SETTINGS = ("train_fraction", "split_seed")
+_FROM_FOLDER = "activations_from_folder"
+
+
+def described(train: ActivationData) -> dict[str, Any]:
+    """What a sweep says of the selections that it trains on; nothing of plain arrays.
+
+    Returns:
+      `activations`, the folder of the store; `fingerprint`, that of the store; and the
+      settings of the selections, such as `train_fraction` and `split_seed`. Selections of
+      several stores, or split in several ways, are not described.
+    """
+    selections = [train] if isinstance(train, Selection) else train
+    if not (
+        isinstance(selections, list | tuple)
+        and selections
+        and all(isinstance(part, Selection) for part in selections)
+    ):
+        return {}
+    first = selections[0]
+    if any(part.store.path.resolve() != first.store.path.resolve() for part in selections):
+        return {}
+    if any(dict(part.settings) != dict(first.settings) for part in selections):
+        return {}
+    return {
+        "activations": str(first.store.path.resolve()),
+        "fingerprint": first.store.fingerprint,
+        **first.settings,
+    }
+
+
+def as_saved(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The description with the store's path from a sweep's folder too, so that both can move."""
+    if not isinstance(data.get("activations"), str):
+        return dict(data)
+    path = os.path.relpath(Path(data["activations"]).resolve(), folder.resolve())
+    return {**data, _FROM_FOLDER: path}
+
+
+def samples_of(
+    data: Mapping[str, Any],
+    folder: str | Path,
+    data_slice: DataSlice,
+    *,
+    activations: str | Path | None = None,
+    train_fraction: float | None = None,
+    split_seed: int | None = None,
+) -> Split:
+    """The samples of a data slice that a sweep was trained and scored on.
+
+    Args:
+      data: what the sweep says of its activations.
+      folder: the sweep's folder.
+      data_slice: layer and position; those of `data` where they are `None`.
+      activations: the store, if not where `data` says.
+      train_fraction, split_seed: of the split, where `data` does not say.
+
+    Raises:
+      ValueError: if the store is not found or is another one than the sweep was trained on,
+        or something is neither in `data` nor given.
+    """
+    path = Path(activations) if activations else _found(data, Path(folder))
+    store = ActivationStore.open(path)
+    if (known := data.get("fingerprint")) not in (None, store.fingerprint):
+        raise ValueError(
+            f"the store at {path} has fingerprint {store.fingerprint}, and the sweep in {folder}"
+            f" was trained on {known}: those are other activations"
+        )
+    layer: Any = data.get("layer") if data_slice[0] is None else data_slice[0]
+    position: Any = data.get("position") if data_slice[1] is None else data_slice[1]
+    if isinstance(position, str):
+        position = store.parse_position(position)
+    if layer is None or position is None:
+        raise ValueError(f"the sweep in {folder} does not say its layer and position; name them")
+    given = {"train_fraction": train_fraction, "split_seed": split_seed}
+    settings = {name: data.get(name, given[name]) for name in _SPLIT_SETTINGS}
+    if missing := [name for name, value in settings.items() if value is None]:
+        raise ValueError(
+            f"the sweep in {folder} does not say its {' and '.join(missing)}; name them"
+            f" ({', '.join(f'--{name}' for name in missing)})"
+        )
+    split = store.select(layer, position).split(settings["train_fraction"], settings["split_seed"])
+    ratio = data.get("max_norm_ratio")
+    return split if ratio is None else split.within_norm(ratio)
+
+
+def _found(data: Mapping[str, Any], folder: Path) -> Path:
+    """The store's folder: as seen from the sweep's, or as it was called in training."""
+    if not isinstance(data.get("activations"), str):
+        raise ValueError(
+            f"the sweep in {folder} does not say where its activations are; name their store"
+            " (--activations)"
+        )
+    places = [folder / data.get(_FROM_FOLDER, data["activations"]), Path(data["activations"])]
+    for place in places:
+        if (place / MANIFEST_NAME).exists():
+            return place
+    raise ValueError(
+        f"the activations of the sweep in {folder} are no longer at {places[-1]}; name their"
+        " store's new place (--activations)"
+    )
