@@ -160,6 +160,14 @@ class SweepResult:
             raise ValueError(f"no sweep in {folder}: {MANIFEST_NAME} is missing")
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
+        except _DAMAGES as error:
+            raise ValueError(f"the sweep in {folder} is damaged: {error!r}") from error
+        if isinstance(manifest, dict) and {"identity", "groups"} <= manifest.keys():
+            raise ValueError(
+                f"{folder} holds checkpoints of a sweep, and no finished one: train_sweep with"
+                " checkpoint_dir naming it goes on from there"
+            )
+        try:
             found = manifest["format"], manifest["version"]
             if found != (_FORMAT, _FORMAT_VERSION):
                 raise ValueError(f"{path} is {found}; this reads {(_FORMAT, _FORMAT_VERSION)}")
