@@ -420,10 +420,10 @@ def test_unknown_format_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     "config, says",
     [
-        ({"architecture": "gated"}, "architecture.*'gated'.*topk"),
+        ({"architecture": "matching_pursuit"}, "architecture.*'matching_pursuit'.*topk"),
         ({"normalize_activations": "constant_norm_rescale"}, "constant_norm_rescale.*layer_norm"),
         ({"normalize_activations": "expected_average_only_in"}, "expected_average_only_in"),
-        ({"reshape_activations": "hook_z"}, "reshape_activations.*hook_z"),
+        ({"reshape_activations": "hook_q"}, "reshape_activations.*hook_q"),
         ({"k": 25}, "k is 25"),
         ({"k": True}, "k in .* True"),
         ({"d_sae": 25}, "d_sae.*25.*24"),
@@ -459,7 +459,7 @@ def test_sparsify_config_that_cannot_be_held(tmp_path, config, says):
 
 
 @pytest.mark.parametrize(
-    "trainer, says", [({"dict_class": "BatchTopKSAE"}, "BatchTopKSAE"), ({"k": 5}, "k in .* 5.*6")]
+    "trainer, says", [({"dict_class": "CrossCoder"}, "CrossCoder"), ({"k": 5}, "k in .* 5.*6")]
 )
 def test_dictionary_learning_config_that_cannot_be_held(tmp_path, trainer, says):
     dictionary_learning_folder(tmp_path, random_params(0))
@@ -530,7 +530,7 @@ def test_a_torch_file_of_something_else(tmp_path):
         formats.load(tmp_path)
 
 
-def test_a_weights_file_without_its_folder(tmp_path):
+def test_a_config_instead_of_its_folder(tmp_path):
     formats.save(random_topk(), tmp_path, format="native")
-    with pytest.raises(ValueError, match="name the folder"):
-        formats.load(tmp_path / "sae.safetensors")
+    with pytest.raises(ValueError, match="name the weights or the folder"):
+        formats.load(tmp_path / "config.json")

@@ -62,3 +62,23 @@ def keep_largest(k, rule):
 def jump(threshold):
     """The JumpReLU activation."""
     return lambda pre: np.where((pre > threshold) & (pre > 0.0), pre, 0.0)
+
+
+def random_gates(seed=0, d_sae=24):
+    """Gate and magnitude parameters of a gated SAE, by the names of SAELens."""
+    rng = np.random.default_rng(seed + 3000)
+    return {
+        "b_gate": (rng.normal(size=d_sae) * 0.3).astype(np.float32),
+        "b_mag": (rng.normal(size=d_sae) * 0.3).astype(np.float32),
+        "r_mag": (rng.normal(size=d_sae) * 0.5).astype(np.float32),
+    }
+
+
+def gate(gates):
+    """The gated activation, of pre-activations without a bias (arXiv:2404.16014, eq. 6 to 8)."""
+    b_gate, b_mag, r_mag = (gates[name].astype(np.float64) for name in ("b_gate", "b_mag", "r_mag"))
+
+    def activate(pre):
+        return (pre + b_gate > 0.0) * np.maximum(pre * np.exp(r_mag) + b_mag, 0.0)
+
+    return activate

@@ -1,7 +1,8 @@
 """dictionary_learning: `ae.pt` and `config.json` (github.com/saprmarks/dictionary_learning).
 
-Its `AutoEncoderTopK` subtracts `b_dec` and ranks what a ReLU leaves, so an SAE without
-centering is written centered, and a top-k of magnitudes doubled.
+All classes of SAEs are read, `AutoEncoderTopK` is written. It subtracts `b_dec` and ranks
+what a ReLU leaves, so an SAE without centering is written centered, and a top-k of
+magnitudes doubled.
 """
 
 from collections.abc import Mapping
@@ -11,14 +12,35 @@ from typing import Any
 import numpy as np
 
 from sae_jax.formats import fields, files, rewriting, torch_files
-from sae_jax.sae import SAE, TopKSAE
+from sae_jax.sae import SAE, JumpReLUSAE, TopKSAE
 
 WEIGHTS = "ae.pt"
 CONFIG = "config.json"
 
-_NAMES = ("encoder.weight", "encoder.bias", "decoder.weight", "b_dec")
 # The library's mark of a threshold that was never estimated: it then ranks by top-k.
 _NO_THRESHOLD = -1.0
+_LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
+_OWN = {"W_enc": "w_enc", "b_enc": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec"}
+# The library's classes by what their state dicts hold.
+_CLASSES = {
+    "AutoEncoder": (*_LINEAR, "bias"),
+    "AutoEncoderNew": (*_LINEAR, "decoder.bias"),
+    "AutoEncoderTopK": (*_LINEAR, "b_dec"),
+    "BatchTopKSAE": (*_LINEAR, "b_dec", "k", "threshold"),
+    "MatryoshkaBatchTopKSAE": (*_OWN, "k", "threshold", "group_sizes"),
+    "JumpReluAutoEncoder": (*_OWN, "threshold"),
+    "GatedAutoEncoder": (
+        "encoder.weight",
+        "decoder.weight",
+        "decoder_bias",
+        "gate_bias",
+        "mag_bias",
+        "r_mag",
+    ),
+}
+_B_DEC = ("b_dec", "bias", "decoder.bias", "decoder_bias")
+# The first releases kept k in the config alone, and no threshold.
+_OPTIONAL = {"AutoEncoderTopK": ("k", "threshold")}
 
 
 def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
@@ -63,42 +85,123 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
     return folder
 
 
-def load(folder: str | Path) -> TopKSAE:
-    """The SAE in a folder of dictionary_learning, whoever wrote it.
+def recognizes(content: Mapping[str, Any]) -> bool:
+    """Whether a PyTorch file's content has the entries of one of the library's classes."""
+    return bool(_fitting_classes(content))
 
-    The threshold that the library estimates for encoding without top-k is not used.
+
+def load(path: str | Path) -> TopKSAE | JumpReLUSAE:
+    """The SAE in a folder or a state dict of dictionary_learning, whoever wrote it.
+
+    The config is that beside the state dict, or one folder up from `checkpoints`; without
+    one, the class is that whose entries the state dict has.
+
+    A ReLU is a JumpReLU of threshold 0, a gated SAE is one too (`rewriting.gated_to_jumprelu`),
+    and so is a batch top-k with its estimated threshold, by which the library encodes. The
+    threshold that it estimates for a top-k is not used. Decoder rows are kept as they are,
+    while `dictionary_learning.utils.load_dictionary` scales those of an `AutoEncoder`, and
+    its latents with them, to norm 1.
 
     Raises:
-      ValueError: if a file is missing or damaged, or holds another class than
-        `AutoEncoderTopK`.
+      ValueError: if a file is missing or damaged, holds another class than those of the
+        library, or does not tell which of two.
     """
-    folder = Path(folder)
-    path = folder / CONFIG
-    config = files.read_json(path)
-    trainer = fields.mapping(config, "trainer", path)
-    fields.choice(trainer, "dict_class", ("AutoEncoderTopK",), path)
+    file, config_path = _places(Path(path))
+    where = config_path or file
+    config = files.read_json(config_path) if config_path else {}
+    trainer = fields.mapping({"trainer": {}} | config, "trainer", where)
+    state = torch_files.read(file)
+    name = _class_of(state, trainer, where)
+    k = state.pop("k", None)
+    state.pop("group_sizes", None)
+    if name == "AutoEncoderTopK":
+        state.pop("threshold", None)
+    files.check_names(state, set(_CLASSES[name]) - {"k", "group_sizes"}, file)
+    weights = torch_files.to_arrays(state, file)
+    if name == "AutoEncoderTopK":
+        sae = TopKSAE(_params(weights), _k(k, trainer, where), rule="relu", center_input=True)
+        return rewriting.undo(sae, config, where)
+    if name == "GatedAutoEncoder":
+        return rewriting.gated_to_jumprelu(
+            _params(weights),
+            b_gate=weights["gate_bias"],
+            b_mag=weights["mag_bias"],
+            r_mag=weights["r_mag"],
+            center_input=True,
+        )
+    threshold = weights.get("threshold", np.zeros((), np.float32))  # Of a ReLU: 0.
+    params = _params(weights)
+    if name != "JumpReluAutoEncoder":
+        number = files.to_number(threshold, f"threshold in {file}")
+        threshold = np.full_like(params["b_enc"], number)
+    centered = name not in ("AutoEncoderNew", "JumpReluAutoEncoder")
+    return JumpReLUSAE(params, threshold, center_input=centered)
 
-    state = torch_files.read(folder / WEIGHTS)
-    state.pop("threshold", None)
-    files.check_names(state, (*_NAMES, "k"), folder / WEIGHTS)
-    k = torch_files.to_integer(state.pop("k"), f"k in {folder / WEIGHTS}")
-    fields.equal(trainer, "k", k, path)
-    weights = torch_files.to_arrays(state, folder / WEIGHTS)
+
+def load_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata given to `save`, or the whole config where others wrote it, if there is one.
+
+    Raises:
+      ValueError: if the config is damaged.
+    """
+    _, config_path = _places(Path(path))
+    if config_path is None:
+        return {}
+    return rewriting.noted_metadata(files.read_json(config_path), config_path)
+
+
+def _places(path: Path) -> tuple[Path, Path | None]:
+    """The state dict and the config at a path to the first or to the folder of both."""
+    file = path / WEIGHTS if path.is_dir() else path
+    places = [file.parent]
+    if file.parent.name == "checkpoints":
+        places.append(file.parent.parent)
+    configs = [place / CONFIG for place in places if (place / CONFIG).is_file()]
+    return file, configs[0] if configs else None
+
+
+def _class_of(state: Mapping[str, Any], trainer: Mapping[str, Any], where: Path) -> str:
+    if "dict_class" in trainer:
+        return fields.choice(trainer, "dict_class", tuple(_CLASSES), where)
+    fitting = _fitting_classes(state)
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        raise ValueError(
+            f"{where} holds {sorted(state)}, which no class of dictionary_learning has"
+        )
+    raise ValueError(
+        f"{where} is of one of {fitting}, whose files look alike; put the trainer's {CONFIG}"
+        f' beside it, which has {{"trainer": {{"dict_class": ..., "k": ...}}}}'
+    )
+
+
+def _fitting_classes(content: Mapping[str, Any]) -> list[str]:
+    names = set(content)
+    return [
+        name
+        for name, required in _CLASSES.items()
+        if set(required) <= names <= {*required, *_OPTIONAL.get(name, ())}
+    ]
+
+
+def _k(in_state: Any, trainer: Mapping[str, Any], where: Path) -> int:
+    if in_state is None:
+        return fields.integer(trainer, "k", where, minimum=1)
+    k = torch_files.to_integer(in_state, f"k of the weights of {where}")
+    if trainer:
+        fields.equal(trainer, "k", k, where)
+    return k
+
+
+def _params(weights: files.Arrays) -> files.Arrays:
+    """The parameters that a state dict has, by the modules' names."""
+    if "W_enc" in weights:
+        return {ours: weights[name] for name, ours in _OWN.items()}
+    (b_dec,) = (weights[name] for name in _B_DEC if name in weights)
     params = {
         "w_enc": weights["encoder.weight"].T,
-        "b_enc": weights["encoder.bias"],
         "w_dec": weights["decoder.weight"].T,
-        "b_dec": weights["b_dec"],
+        "b_dec": b_dec,
     }
-    sae = TopKSAE(params, k, rule="relu", center_input=True)
-    return rewriting.undo(sae, config, path)
-
-
-def load_metadata(folder: str | Path) -> dict[str, Any]:
-    """The metadata given to `save`, or the whole config of a folder that others wrote.
-
-    Raises:
-      ValueError: if the config is missing or damaged.
-    """
-    path = Path(folder) / CONFIG
-    return rewriting.noted_metadata(files.read_json(path), path)
+    return params | {"b_enc": weights["encoder.bias"]} if "encoder.bias" in weights else params

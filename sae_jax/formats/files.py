@@ -12,13 +12,13 @@ Arrays = dict[str, np.ndarray]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """The JSON object in a file, in any encoding of Unicode, with a byte order mark or without.
 
     Raises:
       ValueError: if the file is missing or does not hold one JSON object.
     """
     try:
-        content = json.loads(existing(path).read_text(encoding="utf-8"))
+        content = json.loads(existing(path).read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as JSON: {error}") from error
     if not isinstance(content, dict):
@@ -124,6 +124,17 @@ def check_names(found: Collection[str], expected: Collection[str], where: Path |
     """
     if set(found) != set(expected):
         raise ValueError(f"{where} holds {sorted(found)}; expected {sorted(expected)}")
+
+
+def to_number(array: np.ndarray, what: str) -> float:
+    """The one number in an array without axes.
+
+    Raises:
+      ValueError: if the array has axes.
+    """
+    if array.shape != ():
+        raise ValueError(f"{what} has shape {array.shape}; expected one number")
+    return float(array)
 
 
 def _float32(array: Any, what: str) -> np.ndarray:

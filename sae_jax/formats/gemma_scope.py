@@ -1,26 +1,65 @@
-"""Gemma Scope: one archive `params.npz` of a JumpReLU SAE (Lieberum et al. 2024).
+"""Gemma Scope 1 and 2: JumpReLU SAEs, one archive each, which do not center their input.
 
-Reference: arXiv:2408.05147; weights are at huggingface.co/google/gemma-scope. Read only.
+`params.npz` (Lieberum et al. 2024, arXiv:2408.05147; huggingface.co/google/gemma-scope) or,
+of Gemma Scope 2 (2025; huggingface.co/google/gemma-scope-2), `params.safetensors` with a
+`config.json`. Read only.
 """
 
 from pathlib import Path
+from typing import Any
 
-from sae_jax.formats import files
-from sae_jax.sae import JumpReLUSAE
+from sae_jax.formats import fields, files
+from sae_jax.sae import PARAM_NAMES, JumpReLUSAE
 
-WEIGHTS = "params.npz"
+WEIGHTS = ("params.npz", "params.safetensors")
+CONFIG = "config.json"
 
-_NAMES = {"W_enc": "w_enc", "b_enc": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec"}
+# Of the transcoders that were released beside the SAEs.
+_SKIP = "affine_skip_connection"
 
 
 def load(path: str | Path) -> JumpReLUSAE:
-    """The SAE in an archive; it does not center its input.
+    """The SAE in an archive.
 
     Raises:
-      ValueError: if the file is missing or damaged, or holds something else than expected.
+      ValueError: if the file is missing or damaged, holds something else than expected, or
+        is of a transcoder.
     """
     path = Path(path)
-    arrays = files.read_npz(path)
-    files.check_names(arrays, (*_NAMES, "threshold"), path)
-    params = {ours: arrays[name] for name, ours in _NAMES.items()}
-    return JumpReLUSAE(params, arrays["threshold"])
+    arrays = files.read_npz(path) if path.suffix == ".npz" else files.read_safetensors(path)
+    _check_kind(arrays, load_metadata(path), path)
+    names = (*PARAM_NAMES, "threshold")
+    lower = {name.lower(): array for name, array in arrays.items()}  # Gemma Scope 1 has W_enc.
+    files.check_names([name.lower() for name in arrays], names, path)
+    if len(lower) < len(arrays):
+        raise ValueError(f"{path} holds {sorted(arrays)}, some of them in two spellings")
+    threshold = lower.pop("threshold")
+    return JumpReLUSAE(lower, threshold)
+
+
+def load_metadata(path: str | Path) -> dict[str, Any]:
+    """The config beside an archive of Gemma Scope 2; nothing where there is none.
+
+    Raises:
+      ValueError: if the config is damaged.
+    """
+    config = Path(path).with_name(CONFIG)
+    return files.read_json(config) if Path(path).suffix != ".npz" and config.is_file() else {}
+
+
+def _check_kind(arrays: files.Arrays, config: dict[str, Any], path: Path) -> None:
+    source = config.get("hf_hook_point_in")
+    across = (
+        _SKIP in arrays
+        or "w_dec" in arrays
+        and arrays["w_dec"].ndim == 3  # One decoder a layer.
+        or config.get("type", "sae") != "sae"
+        or config.get("hf_hook_point_out", source) != source
+    )
+    if across:
+        raise ValueError(
+            f"{path} is a transcoder of Gemma Scope, which predicts other activations than it"
+            " reads; sae_jax reads its SAEs"
+        )
+    stated = {"architecture": "jump_relu"} | config
+    fields.choice(stated, "architecture", ("jump_relu",), path.with_name(CONFIG))

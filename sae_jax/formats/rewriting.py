@@ -12,7 +12,7 @@ import numpy as np
 
 from sae_jax.formats import fields
 from sae_jax.formats.files import Arrays
-from sae_jax.sae import SAE, TopKSAE
+from sae_jax.sae import SAE, JumpReLUSAE, TopKSAE
 
 NOTE = "sae_jax"
 """The config entry that holds the note."""
@@ -108,11 +108,12 @@ def undo(sae: TopKSAE, config: Mapping[str, Any], path: Path) -> TopKSAE:
     return _like(sae, params, rule="abs")
 
 
-def fold_decoder_norms(sae: TopKSAE) -> TopKSAE:
+def fold_decoder_norms(sae: TopKSAE | JumpReLUSAE) -> TopKSAE | JumpReLUSAE:
     """An SAE whose latents are those of `sae` times the norm of their decoder row.
 
-    Reconstructions of the same latents stay; what changes is which latents a top-k
-    ranks first. A latent whose decoder row is zero becomes zero throughout.
+    Reconstructions of the same latents stay; what changes is which latents a top-k ranks
+    first, or what a threshold, kept as it is, lets through. A latent whose decoder row is
+    zero becomes zero throughout.
     """
     p = host_params(sae)
     norms = np.linalg.norm(p["w_dec"].astype(np.float64), axis=1)
@@ -123,7 +124,52 @@ def fold_decoder_norms(sae: TopKSAE) -> TopKSAE:
         "w_dec": (p["w_dec"] / divisors[:, None]).astype(np.float32),
         "b_dec": p["b_dec"],
     }
-    return _like(sae, params)
+    if isinstance(sae, TopKSAE):
+        return _like(sae, params)
+    return JumpReLUSAE(
+        params,
+        sae.threshold[...],
+        center_input=sae.center_input,
+        normalize_input=sae.normalize_input,
+    )
+
+
+def gated_to_jumprelu(
+    weights: Mapping[str, np.ndarray],
+    *,
+    b_gate: np.ndarray,
+    b_mag: np.ndarray,
+    r_mag: np.ndarray,
+    center_input: bool = False,
+    normalize_input: bool = False,
+) -> JumpReLUSAE:
+    """The JumpReLU SAE of the same latents as a gated one (arXiv:2404.16014, section 3.2).
+
+    A gated latent with `h = x @ w_enc` is `relu(h exp(r_mag) + b_mag)` where `h + b_gate` is
+    above zero. As `exp(r_mag)` is positive, that is where the magnitude before its ReLU is
+    above `b_mag - b_gate exp(r_mag)`: its threshold.
+
+    Args:
+      weights: `w_enc [D, F]`, `w_dec [F, D]` and `b_dec [D]`.
+      b_gate, b_mag, r_mag: `[F]`.
+      center_input, normalize_input: as in `SAE`.
+
+    Raises:
+      ValueError: if shapes do not fit each other.
+    """
+    num_latents = weights["w_enc"].shape[-1:]
+    for name, array in (("b_gate", b_gate), ("b_mag", b_mag), ("r_mag", r_mag)):
+        if array.shape != num_latents:  # Others would broadcast.
+            raise ValueError(f"{name} has shape {array.shape}; w_enc calls for {num_latents}")
+    scales = np.exp(r_mag.astype(np.float64))
+    params = dict(weights) | {
+        "w_enc": (weights["w_enc"] * scales).astype(np.float32),
+        "b_enc": b_mag,
+    }
+    threshold = (b_mag - b_gate * scales).astype(np.float32)
+    return JumpReLUSAE(
+        params, threshold, center_input=center_input, normalize_input=normalize_input
+    )
 
 
 def noted_metadata(config: dict[str, Any], path: Path) -> dict[str, Any]:

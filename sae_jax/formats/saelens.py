@@ -1,7 +1,8 @@
-"""SAELens 6: `sae_weights.safetensors` and `cfg.json` (github.com/decoderesearch/SAELens).
+"""SAELens: `sae_weights.safetensors` and `cfg.json` (github.com/decoderesearch/SAELens).
 
-It holds every SAE of this project but one: a top-k of magnitudes, which is doubled. (Its
-`abstopk` architecture, read here, came with 6.54; the rest of 6 opens a doubled one.)
+Every version is read, version 6 is written. That holds every SAE of this project but one: a
+top-k of magnitudes, which is doubled. (Its `abstopk` architecture, read here, came with 6.54;
+the rest of 6 opens a doubled one.)
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sae_jax.formats import fields, files, rewriting
+from sae_jax.formats import fields, files, rewriting, saelens_legacy
 from sae_jax.sae import SAE, JumpReLUSAE, TopKSAE
 
 WEIGHTS = "sae_weights.safetensors"
@@ -28,6 +29,17 @@ _DEFAULTS: dict[str, Any] = {
     "metadata": {},
 }
 _RULES: dict[str, Literal["abs", "relu"]] = {"topk": "relu", "abstopk": "abs"}
+_GATES = ("b_gate", "b_mag", "r_mag")
+# Trained by a top-k of a whole batch; checkpoints of training keep these names.
+_BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
+# What the weights of each architecture hold beside the matrices and `b_dec`.
+_OTHERS: dict[str, tuple[str, ...]] = {
+    "topk": ("b_enc",),
+    "abstopk": ("b_enc",),
+    "standard": ("b_enc",),
+    "jumprelu": ("b_enc", "threshold"),
+    "gated": _GATES,
+} | dict.fromkeys(_BATCH_TOPK, ("b_enc", "topk_threshold"))
 
 
 def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
@@ -79,41 +91,45 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
 
 
 def load(folder: str | Path) -> TopKSAE | JumpReLUSAE:
-    """The SAE in a folder of SAELens 6, whoever wrote it.
+    """The SAE in a folder of SAELens, whoever wrote it.
 
-    `rescale_acts_by_decoder_norm` is folded into the weights, an exact rewriting.
+    A ReLU is a JumpReLU of threshold 0, a gated SAE is one too (`rewriting.gated_to_jumprelu`),
+    and so is a batch top-k with the threshold that SAELens infers by.
+    `rescale_acts_by_decoder_norm` is folded into the weights, an exact rewriting. An SAE of
+    attention heads reads their outputs side by side, `[n, num_heads * d_head]`.
 
     Raises:
-      ValueError: if a file is missing or damaged, or asks for an architecture, a
-        normalization or a reshaping that the modules here do not have.
+      ValueError: if a file is missing or damaged, or asks for an architecture or a
+        normalization that the modules here do not have.
     """
     folder = Path(folder)
     path = folder / CONFIG
-    config = _DEFAULTS | files.read_json(path)
-    architecture = fields.choice(config, "architecture", ("topk", "abstopk", "jumprelu"), path)
+    config = _read_config(path)
+    architecture = _architecture(config, path)
     normalization = fields.choice(config, "normalize_activations", ("none", "layer_norm"), path)
-    fields.choice(config, "reshape_activations", ("none",), path)
+    fields.choice(config, "reshape_activations", ("none", "hook_z"), path)
     metadata = fields.mapping(config, "metadata", path)
-    center = fields.boolean(config, "apply_b_dec_to_input", path)
-    normalize = normalization == "layer_norm"
-
-    weights = files.read_safetensors(folder / WEIGHTS)
-    names = (*_NAMES, "threshold") if architecture == "jumprelu" else tuple(_NAMES)
-    files.check_names(weights, names, folder / WEIGHTS)
-    params = {ours: weights[name] for name, ours in _NAMES.items()}
-    if architecture == "jumprelu":
-        threshold = weights["threshold"]
-        jump = JumpReLUSAE(params, threshold, center_input=center, normalize_input=normalize)
-        _check_sizes(jump, config, path)
-        return jump
-
-    k = fields.integer(config, "k", path, minimum=1)
-    rule = _RULES[architecture]
-    sae = TopKSAE(params, k, rule=rule, center_input=center, normalize_input=normalize)
-    _check_sizes(sae, config, path)
-    if fields.boolean(config, "rescale_acts_by_decoder_norm", path):
+    options: dict[str, Any] = {
+        "center_input": fields.boolean(config, "apply_b_dec_to_input", path),
+        "normalize_input": normalization == "layer_norm",
+    }
+    weights = _read_weights(folder / WEIGHTS, architecture)
+    params = {ours: weights[name] for name, ours in _NAMES.items() if name in weights}
+    sae: TopKSAE | JumpReLUSAE
+    if architecture in _RULES:
+        k = fields.integer(config, "k", path, minimum=1)
+        sae = TopKSAE(params, k, rule=_RULES[architecture], **options)
+    elif architecture == "gated":
+        gates: dict[str, Any] = {name: weights[name] for name in _GATES}
+        sae = rewriting.gated_to_jumprelu(params, **gates, **options)
+    else:
+        sae = JumpReLUSAE(params, _threshold(weights, folder), **options)
+    fields.equal(config, "d_in", sae.d_in, path)
+    fields.equal(config, "d_sae", sae.d_sae, path)
+    rescaled = fields.boolean(config, "rescale_acts_by_decoder_norm", path)
+    if rescaled and architecture in (*_RULES, *_BATCH_TOPK):  # The others have no such field.
         sae = rewriting.fold_decoder_norms(sae)
-    return rewriting.undo(sae, metadata, path)
+    return rewriting.undo(sae, metadata, path) if isinstance(sae, TopKSAE) else sae
 
 
 def load_metadata(folder: str | Path) -> dict[str, Any]:
@@ -123,11 +139,38 @@ def load_metadata(folder: str | Path) -> dict[str, Any]:
       ValueError: if the config is missing or damaged.
     """
     path = Path(folder) / CONFIG
-    metadata = fields.mapping(_DEFAULTS | files.read_json(path), "metadata", path)
+    metadata = fields.mapping(_read_config(path), "metadata", path)
     own = (rewriting.NOTE, "sae_lens_version")
     return {name: value for name, value in metadata.items() if name not in own}
 
 
-def _check_sizes(sae: SAE, config: dict[str, Any], path: Path) -> None:
-    fields.equal(config, "d_in", sae.d_in, path)
-    fields.equal(config, "d_sae", sae.d_sae, path)
+def _read_config(path: Path) -> dict[str, Any]:
+    return _DEFAULTS | saelens_legacy.modernize(files.read_json(path), path)
+
+
+def _architecture(config: dict[str, Any], path: Path) -> str:
+    if "transcoder" in str(config.get("architecture")):
+        raise ValueError(
+            f"{path.parent} is a transcoder of SAELens, which predicts other activations than it"
+            f" reads; sae_jax reads its architectures {list(_OTHERS)}"
+        )
+    return fields.choice(config, "architecture", tuple(_OTHERS), path)
+
+
+def _read_weights(path: Path, architecture: str) -> files.Arrays:
+    weights = files.read_safetensors(path)
+    # For a time it was always written, and used only after a fine-tuning of these factors.
+    if not np.all(weights.pop("scaling_factor", 1.0) == 1.0):
+        raise ValueError(f"scaling_factor in {path} is other than 1; such an SAE is not read")
+    if architecture == "jumprelu" and "log_threshold" in weights:  # Older checkpoints of training.
+        weights["threshold"] = np.exp(weights.pop("log_threshold"))
+    files.check_names(weights, ("W_enc", "W_dec", "b_dec", *_OTHERS[architecture]), path)
+    return weights
+
+
+def _threshold(weights: files.Arrays, folder: Path) -> np.ndarray:
+    if "threshold" in weights:
+        return weights["threshold"]
+    for_all = weights.get("topk_threshold", np.zeros(()))  # Of a ReLU: 0.
+    number = files.to_number(for_all, f"topk_threshold in {folder / WEIGHTS}")
+    return np.full_like(weights["b_enc"], number)

@@ -3,6 +3,7 @@
 PyTorch is imported where it is needed, so that the other formats do without it.
 """
 
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,11 @@ def read(path: Path) -> dict[str, Any]:
                 if damaged := archive.testzip():
                     raise ValueError(f"{damaged} does not have its checksum")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # Its text advises to run the file's code.
+        raise ValueError(
+            f"{path} is damaged or holds more than tensors and plain values, such as a whole"
+            " module, which is never built here; save the module's state_dict() instead"
+        ) from error
     except Exception as error:  # A damaged file can fail in any way; none of them is ours.
         raise ValueError(f"{path} is not readable as a file of tensors: {error!r}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):

@@ -165,6 +165,14 @@ class SweepResult:
             raise ValueError(f"no sweep in {folder}: {MANIFEST_NAME} is missing")
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
+        except _DAMAGES as error:
+            raise ValueError(f"the sweep in {folder} is damaged: {error!r}") from error
+        if isinstance(manifest, dict) and {"identity", "groups"} <= manifest.keys():
+            raise ValueError(
+                f"{folder} holds checkpoints of a sweep, and no finished one: train_sweep with"
+                " checkpoint_dir naming it goes on from there"
+            )
+        try:
             if manifest["format"] != _FORMAT or manifest["version"] not in (1, _FORMAT_VERSION):
                 raise ValueError(
                     f"{path} is {manifest['format']!r} of version {manifest['version']!r}; this"
