@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -37,6 +37,7 @@ def train_sweep(
     train_config: TrainConfig | None = None,
     *,
     checkpoint_dir: str | Path | None = None,
+    checkpoint_every: int | None = None,
     data: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> SweepResult:
@@ -56,6 +57,9 @@ def train_sweep(
         training goes on from the last one and ends with the parameters, history and
         metrics of an uninterrupted run. On SIGTERM the epoch in progress is finished and
         saved, and `Preempted` is raised.
+      checkpoint_every: epochs from one checkpoint to the next, besides the last of each
+        group; `None` for as many as keep the making of checkpoints below 5 % of the time.
+        Results do not depend on it.
       data: JSON values that say where the activations came from, kept with the result.
       progress: whether to show a progress bar.
 
@@ -72,17 +76,22 @@ def train_sweep(
     train_slices, val_slices = slices_of(train, "train"), slices_of(val, "val")
     configs = _resolved(configs, train_slices, val_slices)
     plan = plan_sweep(configs, {key: x.shape for key, x in train_slices.items()}, train_config)
-    checkpoints = None
-    if checkpoint_dir is not None:
-        identity = _identity(configs, train_config, train_slices, val_slices)
-        checkpoints = SweepCheckpoints(checkpoint_dir, identity, plan)
-        plan = checkpoints.plan
     members: dict[int, Member] = {}
-    with (
-        tqdm(total=train_config.epochs * len(configs), unit="epoch", disable=not progress) as bar,
-        preemption_notice() if checkpoints else nullcontext() as preempted,
-    ):
+    with ExitStack() as stack:
+        checkpoints = preempted = None
+        if checkpoint_dir is not None:
+            identity = _identity(configs, train_config, train_slices, val_slices)
+            checkpoints = stack.enter_context(
+                SweepCheckpoints.open(checkpoint_dir, identity, plan, checkpoint_every)
+            )
+            plan = checkpoints.plan
+            preempted = stack.enter_context(preemption_notice())
+        bar = stack.enter_context(
+            tqdm(total=train_config.epochs * len(configs), unit="epoch", disable=not progress)
+        )
         for i, group in enumerate(plan.groups):
+            if preempted is not None and preempted.is_set():
+                raise Preempted(f"stopped by SIGTERM after {len(members)} SAEs")
             bar.set_description(f"{len(group.members)} SAEs of d_sae <= {group.width}")
             group_configs = [configs[member] for member in group.members]
             with checkpoints.group(i) if checkpoints else nullcontext() as saved:
@@ -95,7 +104,8 @@ def train_sweep(
                     preempted,
                     bar,
                 )
-            trained = _members(group_configs, state, losses, val_slices[group.data_slice])
+                # While the last checkpoint is being written.
+                trained = _members(group_configs, state, losses, val_slices[group.data_slice])
             members |= dict(zip(group.members, trained, strict=True))
     return SweepResult([members[i] for i in range(len(configs))], train_config, dict(data or {}))
 
@@ -175,6 +185,7 @@ def _train_group(
     if checkpoints and (restored := checkpoints.restore(state, steps_per_epoch)):
         first_epoch, history = restored.epochs, [restored.losses]
         state = jax.tree.map(jnp.asarray, restored.state)
+        del restored  # It is as large as the state.
         bar.update(first_epoch * len(configs))
     for epoch in range(first_epoch, train_config.epochs):
         state, losses = train_epoch(
@@ -196,9 +207,10 @@ def _train_group(
         if checkpoints:
             stop = preempted is not None and preempted.is_set()
             last = epoch + 1 == train_config.epochs
-            checkpoints.save(epoch + 1, state, _joined(history), wait=stop or last)
+            if stop or last or checkpoints.is_due(epoch + 1):
+                checkpoints.save(epoch + 1, state, _joined(history))
             if stop and not last:
-                raise Preempted(f"SIGTERM ended training; epoch {epoch + 1} of the group is saved")
+                raise Preempted(f"stopped by SIGTERM after epoch {epoch + 1} of a group")
         bar.update(len(configs))
     if group.path != "dense":
         state = with_encoders_transposed(state)
