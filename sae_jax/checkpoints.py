@@ -26,7 +26,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from sae_jax.locks import LOCK_NAME, lock
-from sae_jax.store import file_entry
+from sae_jax.manifest import file_entry
 from sae_jax.sweep.plan import Group, Plan
 
 MANIFEST_NAME = "sweep.json"
@@ -374,6 +374,7 @@ class SweepCheckpoints:
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error!r}") from error
         here = _flat(json.loads(json.dumps(identity)))
+        # A setting that an earlier version did not have is None unless somebody asks for it.
         different = [name for name in here | there if here.get(name) != there.get(name)]
         if different:
             details = "; ".join(
@@ -423,7 +424,14 @@ def _group(values: Mapping[str, Any]) -> Group:
 
 def _versions() -> dict[str, str]:
     packages = ("sae-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-    return {package: importlib.metadata.version(package) for package in packages}
+    return {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"  # As where this library's source is part of another's.
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Slices(Mapping[DataSlice, np.ndarray]):
 
     Attributes:
       shapes: (n, D) of each slice.
+      constant: the slices whose rows are all equal, so that there is no variance to explain.
     """
 
     def __init__(self, sources: Mapping[DataSlice, Any], name: str):
@@ -35,11 +36,14 @@ class Slices(Mapping[DataSlice, np.ndarray]):
           ValueError: as `slices_of` does.
         """
         self._sources = dict(sources)
-        self._names = {key: f"{name}{_of(key)}" for key in sources}
+        self._names = {key: f"{name}{of_slice(key)}" for key in sources}
         self.shapes: dict[DataSlice, tuple[int, int]] = {}
+        self.constant: list[DataSlice] = []
         for data_slice in sources:
-            num_samples, d_in = self[data_slice].shape
-            self.shapes[data_slice] = num_samples, d_in
+            x = self[data_slice]
+            self.shapes[data_slice] = x.shape[0], x.shape[1]
+            if (x == x[0]).all():
+                self.constant.append(data_slice)
         if len(widths := {d_in for _, d_in in self.shapes.values()}) > 1:
             raise ValueError(
                 f"{name} mixes activations of widths {sorted(widths)}; expected one width"
@@ -82,7 +86,9 @@ def slices_of(data: ActivationData, name: str) -> Slices:
         if not (isinstance(data_slice, tuple) and len(data_slice) == 2):
             raise ValueError(f"{name} names a slice {data_slice!r}; expected (layer, position)")
         if data_slice in sources:
-            raise ValueError(f"{name} holds{_of(data_slice).removeprefix(' of')} more than once")
+            raise ValueError(
+                f"{name} holds{of_slice(data_slice).removeprefix(' of')} more than once"
+            )
         sources[data_slice] = source
     if not sources:
         raise ValueError(f"{name} holds no activations")
@@ -100,7 +106,8 @@ def _unchecked_slices(data: ActivationData) -> Iterator[tuple[Any, Any]]:
         yield (None, None), data
 
 
-def _of(data_slice: DataSlice) -> str:
+def of_slice(data_slice: DataSlice) -> str:
+    """ " of layer 3, position 2", to follow a name in an error; nothing if nobody said."""
     layer, position = data_slice
     return "" if layer is None else f" of layer {layer}, position {position}"
 

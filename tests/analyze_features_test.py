@@ -32,13 +32,6 @@ def sweep(tmp_path_factory):
         split.train,
         split.val,
         sae_jax.TrainConfig(epochs=3, batch_size=32),
-        data={
-            "activations": str(folder / "store"),
-            "layer": 2,
-            "position": 3,
-            "train_fraction": 0.8,
-            "split_seed": 42,
-        },
         progress=False,
     )
     result.save(folder / "sweep")
@@ -99,5 +92,30 @@ def test_an_unknown_member_is_named_with_those_there_are(sweep):
     run = run_script(f"--sweep={sweep[0]}", "--d_sae=16", "--k=4")
     assert run.returncode == 1
     message = " ".join(run.stderr.split() + run.stdout.split())
-    assert "0 members have {'d_sae': 16, 'k': 4, 'seed': 0}" in message
+    assert "error: 0 members have {'d_sae': 16, 'k': 4, 'seed': 0}" in message
     assert "SAEConfig(d_sae=16, k=3, seed=1" in message
+
+
+def test_activations_are_named_where_the_sweep_does_not_say(sweep, tmp_path):
+    """A sweep trained in Python on plain arrays, and saved without a word on them."""
+    folder, _, val = sweep
+    split = val.store.select(2, 3).split()
+    result = sae_jax.train_sweep(
+        [sae_jax.SAEConfig(16, 3)],
+        split.train.activations,
+        split.val.activations,
+        sae_jax.TrainConfig(epochs=1, batch_size=64),
+        progress=False,
+    )
+    result.save(tmp_path / "sweep")
+    refused = run_script(f"--sweep={tmp_path / 'sweep'}", "--member=0")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("error: the sweep in")
+    assert "(--activations)" in refused.stderr
+    given = ["--activations=" + str(val.store.path), "--layer=2", "--position=3"]
+    given += ["--train_fraction=0.8", "--split_seed=42"]
+    done = run_script(f"--sweep={tmp_path / 'sweep'}", "--member=0", *given)
+    assert done.returncode == 0, done.stderr
+    other = run_script(f"--sweep={folder}", "--member=0", f"--activations={tmp_path / 'sweep'}")
+    assert other.returncode == 1
+    assert "no activation store" in other.stderr.splitlines()[-1]

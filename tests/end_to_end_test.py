@@ -11,7 +11,7 @@ import pytest
 
 import sae_jax
 from sae_jax.store import Problem
-from sae_jax.store_writer import write_store
+from sae_jax.store_writer import StorePlan, StoreWriter, write_store
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 OPERATORS = "+-*/"
@@ -84,6 +84,76 @@ def test_a_sweep_is_trained_and_one_member_analyzed(store, tmp_path):
     assert missing.returncode != 0
     assert "4" in missing.stderr
     assert not (tmp_path / "other").exists()
+
+
+def test_a_diverged_member_is_saved_marked_and_in_nobodys_way(store, tmp_path):
+    """The scores of its seeds and settings are empty, those of the others are not."""
+    output = tmp_path / "sweep"
+    done = run(
+        "train_sweep.py",
+        *[f"--activations={store}", "--layer=4", "--position=2", "--d_sae=12", "--k=3"],
+        *["--seeds=2", "--learning_rate=1e-3,1e30", "--epochs=2", f"--output={output}"],
+    )
+    assert done.returncode == 0, done.stderr
+    rows = read_csv(output / "results.csv")
+    assert [(row["learning_rate"], row["seed"]) for row in rows] == [
+        ("0.001", "0"),
+        ("0.001", "1"),
+        ("1e+30", "0"),
+        ("1e+30", "1"),
+    ]
+    for row in rows[:2]:
+        assert row["diverged_at"] == ""
+        assert 0 < float(row["feature_stability"]) < 1
+        assert np.isfinite(float(row["fvu"]))
+    for row in rows[2:]:
+        assert row["diverged_at"] == "1"
+        for column in ("fvu", "dead_fraction", "published_rate", "feature_stability"):
+            assert row[column] == "", column
+    assert done.stdout.count("diverged at step 1") == 2
+    assert not (tmp_path / "sweep.checkpoints").exists()
+
+    refused = run(
+        "analyze_features.py",
+        *[f"--sweep={output}", "--member=2"],
+    )
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("error: member 2, ")
+    assert "diverged at step 1" in refused.stderr
+
+
+@pytest.mark.parametrize("position", ["all", "last"])
+def test_a_store_of_tokens_is_trained_on_and_analyzed(position, tmp_path):
+    generator = np.random.default_rng(1)
+    counts = [3] * 40 if position == "all" else [1] * 40
+    problems = [
+        Problem(id=str(i), question=f"Question {i}?", steps=(f"{i}+2=0",)) for i in range(40)
+    ]
+    stored = "all" if position == "all" else -1
+    plan = StorePlan("tiny", [4], [stored], 16, problems, rows_per_problem=counts)
+    writer = StoreWriter(tmp_path / "store", plan)
+    writer.prepare()
+    writer.write_shard(0, generator.normal(size=plan.shard_shape(0)).astype(np.float32))
+    writer.finish()
+    flags = [f"--activations={tmp_path / 'store'}", "--layer=4", f"--position={position}"]
+    done = run(
+        "train_sweep.py",
+        *[*flags, "--d_sae=10", "--k=2", "--epochs=1", f"--output={tmp_path / 'sweep'}"],
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = read_csv(tmp_path / "sweep" / "results.csv")
+    assert row["position"] == str(stored)
+    analyzed = run(
+        "analyze_features.py",
+        *[f"--sweep={tmp_path / 'sweep'}", "--d_sae=10", "--k=2", f"--position={position}"],
+    )
+    assert analyzed.returncode == 0, analyzed.stderr
+    wrong = run(
+        "train_sweep.py",
+        *[*flags[:2], "--position=3", "--d_sae=10", "--k=2", f"--output={tmp_path / 'other'}"],
+    )
+    assert wrong.returncode == 1
+    assert wrong.stderr.splitlines()[-1].startswith("error: position '3' is not in the store")
 
 
 def test_the_published_experiment_runs_resumes_and_refuses(store, tmp_path):

@@ -132,7 +132,8 @@ def test_a_diverging_member_is_marked_with_its_step_and_disturbs_no_other(split)
     rows = result.table()
     assert [row["diverged_at"] for row in rows] == [None, None, 1]
     assert np.isfinite(result.members[2].losses[0])
-    assert not np.isfinite(rows[2]["mse"])
+    assert not np.isfinite(result.members[2].metrics["mse"])
+    assert rows[2]["mse"] is None
     for i in range(2):
         np.testing.assert_array_equal(result.members[i].losses, alone.members[i].losses)
         assert rows[i] == alone.table()[i]
@@ -199,10 +200,13 @@ def test_training_data_smaller_than_a_batch(split):
         ([], {}, {}, "train holds no activations"),
         ([], None, None, "the sweep has no members"),
         ([SAEConfig(8, 2, layer=3, position=1)], None, None, r"wants .* \(3, 1\); the data has"),
-        ([SAEConfig(8, 2)], None, "narrow", r"activations of widths \[23, 24\]"),
+        ([SAEConfig(8, 2)], None, "narrow", r"train has activations of width 24, val of 23"),
         ([SAEConfig(8, 2)], None, {(3, 1): np.ones((2, 24), "f4")}, r"train has slices \[\(None"),
         ([SAEConfig(8, 2)], None, "nan", "val is not finite in 1 of 80 rows, .* row 4"),
         ([SAEConfig(8, 2)], np.ones((2, 2, 2), "f4"), None, r"train has shape \(2, 2, 2\)"),
+        (SAEConfig(8, 2), None, None, r"configs is one SAEConfig; expected a sequence"),
+        ([{"d_sae": 8, "k": 2}], None, None, r"configs\[0\] is \{'d_sae': 8, .*, a dict; expected"),
+        (grid(d_sae=8, k=2, seed=[0, 1, 0]), None, None, r"configs\[0\] and configs\[2\] are both"),
     ],
 )
 def test_refused(split, configs, train, val, message):
@@ -219,3 +223,52 @@ def test_a_config_without_a_slice_is_refused_where_there_are_several(split):
     train, val = ({(14, p): x for p in (0, 3)} for x in split)
     with pytest.raises(ValueError, match=r"wants \(layer, position\) \(None, None\); the data has"):
         quietly([SAEConfig(8, 2)], train, val)
+
+
+def test_a_member_named_with_and_without_its_slice_is_the_same_member_twice(split):
+    train, val = ({(14, 3): x} for x in split)
+    configs = [SAEConfig(8, 2), SAEConfig(8, 2, layer=14, position=3)]
+    with pytest.raises(ValueError, match=r"configs\[0\] and configs\[1\] are both"):
+        quietly(configs, train, val)
+
+
+def test_data_that_could_not_be_saved_is_refused_before_training(split, tmp_path):
+    with pytest.raises(ValueError, match=r"data\['where'\] is PosixPath"):
+        train_sweep([SAEConfig(8, 2)], *split, data={"where": tmp_path}, progress=False)
+
+
+def test_a_sweep_written_as_it_trains_is_the_one_in_memory(split, tmp_path):
+    configs = [SAEConfig(40, 8), SAEConfig(10, 3), SAEConfig(40, 8, learning_rate=1e30)]
+    config = TrainConfig(epochs=2, batch_size=60)
+    there = train_sweep(configs, *split, config, progress=False)
+    written = train_sweep(configs, *split, config, output=tmp_path / "sweep", progress=False)
+    for got, want in zip(written.members, there.members, strict=True):
+        assert got.row() == want.row()
+        np.testing.assert_array_equal(got.losses, want.losses)
+        for name, array in want.params.items():
+            np.testing.assert_array_equal(got.params[name], array)
+    before = sorted((tmp_path / "sweep").rglob("*"))
+    with pytest.raises(ValueError, match="already holds"):
+        train_sweep(configs, *split, config, output=tmp_path / "sweep", progress=False)
+    assert sorted((tmp_path / "sweep").rglob("*")) == before
+
+
+def test_validation_without_variance_is_said(split):
+    train, val = split
+    with pytest.warns(UserWarning, match="all rows of val are equal: fvu, r2 and explained"):
+        result = quietly([SAEConfig(8, 2)], train, np.repeat(val[:1], 5, axis=0), epochs=1)
+    (row,) = result.table()
+    assert row["diverged_at"] is None
+    assert np.isfinite(row["mse"])
+
+
+def test_infinite_scores_alone_are_no_divergence(split, tmp_path):
+    """Samples beyond 1e19 have no finite squared error in float32, whatever the SAE."""
+    train, val = split
+    config = TrainConfig(epochs=1, batch_size=60)
+    result = train_sweep(
+        [SAEConfig(8, 2)], train, 1e25 * val, config, output=tmp_path / "sweep", progress=False
+    )
+    (row,) = result.table()
+    assert row["mse"] == np.inf
+    assert row["diverged_at"] is None

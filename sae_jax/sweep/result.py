@@ -58,7 +58,8 @@ class Member:
       firing_rate: `[F]`, on the validation samples.
       losses: of every training step, each before its update, `[num_steps]`.
       diverged_at: the first step whose loss was not finite, from 0, or the number of steps if
-        the last of them left parameters that are not finite; `None` if neither happened.
+        the last of them left parameters whose reconstructions are not; `None` if neither
+        happened.
     """
 
     config: SAEConfig
@@ -80,13 +81,12 @@ class Member:
         return dataclasses.asdict(self.config) | dict(scores) | {"diverged_at": self.diverged_at}
 
 
-def divergence(losses: np.ndarray, params: Mapping[str, np.ndarray]) -> int | None:
-    """`Member.diverged_at` of a history and of the parameters that it ended with."""
+def divergence(losses: np.ndarray, ended_finite: bool) -> int | None:
+    """`Member.diverged_at` of a history, and of whether all was finite after the last step."""
     steps = np.flatnonzero(~np.isfinite(losses))
     if steps.size:
         return int(steps[0])
-    finite = all(np.isfinite(array).all() for array in params.values())
-    return None if finite else len(losses)
+    return None if ended_finite else len(losses)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -283,11 +283,8 @@ def _members_of_version_1(folder: Path, manifest: Mapping[str, Any]) -> Iterator
             losses, firing_rate = arrays[f"losses_{i:05d}"], arrays[f"firing_rate_{i:05d}"]
             _check_history(i, config, losses, firing_rate)
             metrics = _numbers(entry["metrics"])
-            # A metric that is not finite was null.
-            ended_badly = {} if np.isfinite(metrics["mse"]) else {"mse": np.array(np.nan)}
-            yield Member(
-                config, params, metrics, firing_rate, losses, divergence(losses, ended_badly)
-            )
+            diverged_at = divergence(losses, ended_finite=bool(np.isfinite(metrics["mse"])))
+            yield Member(config, params, metrics, firing_rate, losses, diverged_at)
 
 
 def _members_name(manifest: Mapping[str, Any]) -> str:

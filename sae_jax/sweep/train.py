@@ -1,7 +1,8 @@
 """Training a sweep: plan, train each group epoch by epoch, score its members."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from threading import Event
@@ -14,11 +15,19 @@ from tqdm import tqdm
 
 from sae_jax.checkpoints import GroupCheckpoints, SweepCheckpoints, fingerprint
 from sae_jax.configs import SAEConfig, TrainConfig
-from sae_jax.data import ActivationData, DataSlice, slices_of
+from sae_jax.data import ActivationData, Slices, of_slice, slices_of
 from sae_jax.evaluate import evaluate_group
 from sae_jax.sweep.plan import Group, Plan, plan_sweep
 from sae_jax.sweep.preemption import Preempted, preemption_notice
-from sae_jax.sweep.result import Member, SweepResult
+from sae_jax.sweep.provenance import described
+from sae_jax.sweep.result import (
+    Member,
+    SweepResult,
+    check_data,
+    check_free,
+    divergence,
+    writing_sweep,
+)
 from sae_jax.sweep.step import (
     Hyperparameters,
     MemberState,
@@ -26,8 +35,6 @@ from sae_jax.sweep.step import (
     train_epoch,
     with_encoders_transposed,
 )
-
-Slices = Mapping[DataSlice, np.ndarray]
 
 
 def train_sweep(
@@ -38,6 +45,8 @@ def train_sweep(
     *,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
     data: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> SweepResult:
@@ -60,22 +69,38 @@ def train_sweep(
       checkpoint_every: epochs from one checkpoint to the next, besides the last of each
         group; `None` for as many as keep the making of checkpoints below 5 % of the time.
         Results do not depend on it.
-      data: JSON values that say where the activations came from, kept with the result.
+      output: folder to save the sweep to, as `SweepResult.save` would. Members are written as
+        their group is done, and read when they are asked for: a sweep then needs no more
+        memory than its largest group.
+      overwrite: whether to replace a sweep in `output`.
+      data: JSON values that say where the activations came from, kept with the result beside
+        what selections say of themselves.
       progress: whether to show a progress bar.
 
     Returns:
       The trained members in the order of `configs`.
 
     Raises:
-      ValueError: if there are no members; activations are not finite float arrays `[n, D]`
-        of one width; a member's data slice is not among them, or does not fit memory; or
-        the checkpoints are of another sweep or of other data.
+      ValueError: if there are no members, or one twice; activations are not finite float
+        arrays `[n, D]` of one width; a member's data slice is not among them, or does not
+        fit memory; `data` is not JSON; `output` holds something; or the checkpoints are of
+        another sweep or of other data.
       Preempted: after SIGTERM, when `checkpoint_dir` holds what is finished.
     """
     train_config = train_config or TrainConfig()
+    check_data(data or {})
+    data = described(train) | dict(data or {})
+    if output is not None:
+        check_free(Path(output), overwrite)
     train_slices, val_slices = slices_of(train, "train"), slices_of(val, "val")
     configs = _resolved(configs, train_slices, val_slices)
-    plan = plan_sweep(configs, {key: x.shape for key, x in train_slices.items()}, train_config)
+    for data_slice in val_slices.constant:
+        warnings.warn(
+            f"all rows of val{of_slice(data_slice)} are equal: fvu, r2 and explained variance"
+            " are undefined there, and come out as NaN",
+            stacklevel=2,
+        )
+    plan = plan_sweep(configs, train_slices.shapes, train_config)
     members: dict[int, Member] = {}
     with ExitStack() as stack:
         checkpoints = preempted = None
@@ -89,9 +114,12 @@ def train_sweep(
         bar = stack.enter_context(
             tqdm(total=train_config.epochs * len(configs), unit="epoch", disable=not progress)
         )
+        writer = None
+        if output is not None:
+            writer = stack.enter_context(writing_sweep(output, overwrite=overwrite))
         for i, group in enumerate(plan.groups):
             if preempted is not None and preempted.is_set():
-                raise Preempted(f"stopped by SIGTERM after {len(members)} SAEs")
+                raise Preempted(f"stopped by SIGTERM after {i} of {len(plan.groups)} groups")
             bar.set_description(f"{len(group.members)} SAEs of d_sae <= {group.width}")
             group_configs = [configs[member] for member in group.members]
             with checkpoints.group(i) if checkpoints else nullcontext() as saved:
@@ -106,8 +134,16 @@ def train_sweep(
                 )
                 # While the last checkpoint is being written.
                 trained = _members(group_configs, state, losses, val_slices[group.data_slice])
-            members |= dict(zip(group.members, trained, strict=True))
-    return SweepResult([members[i] for i in range(len(configs))], train_config, dict(data or {}))
+                for member, result in zip(group.members, trained, strict=True):
+                    if writer:
+                        writer.write(member, result)
+                    else:
+                        members[member] = result
+        if writer:
+            writer.finish(train_config, data)
+    if output is not None:
+        return SweepResult.load(output)
+    return SweepResult([members[i] for i in range(len(configs))], train_config, data)
 
 
 def plan_for(
@@ -120,21 +156,30 @@ def plan_for(
     """
     slices = slices_of(train, "train")
     configs = _resolved(configs, slices, slices)
-    sizes = {key: x.shape for key, x in slices.items()}
-    return plan_sweep(configs, sizes, train_config or TrainConfig())
+    return plan_sweep(configs, slices.shapes, train_config or TrainConfig())
 
 
 def _resolved(
-    configs: Sequence[SAEConfig], train_slices: Slices, val_slices: Slices
+    configs: Iterable[SAEConfig], train_slices: Slices, val_slices: Slices
 ) -> list[SAEConfig]:
     """The configs, each naming a data slice that there is."""
+    if isinstance(configs, SAEConfig):
+        raise ValueError("configs is one SAEConfig; expected a sequence, [config]")
+    configs = list(configs)
     if not configs:
         raise ValueError("the sweep has no members; expected at least one SAEConfig")
+    for i, config in enumerate(configs):
+        if not isinstance(config, SAEConfig):
+            raise ValueError(
+                f"configs[{i}] is {config!r}, a {type(config).__name__}; expected an SAEConfig,"
+                " such as SAEConfig(d_sae=512, k=50)"
+            )
     if train_slices.keys() != val_slices.keys():
         raise ValueError(f"train has slices {list(train_slices)}, val has {list(val_slices)}")
-    widths = {x.shape[1] for x in (*train_slices.values(), *val_slices.values())}
-    if len(widths) > 1:
-        raise ValueError(f"train and val have activations of widths {sorted(widths)}")
+    if train_slices.d_in != val_slices.d_in:
+        raise ValueError(
+            f"train has activations of width {train_slices.d_in}, val of {val_slices.d_in}"
+        )
     if len(train_slices) == 1:
         (layer, position) = next(iter(train_slices))
         configs = [
@@ -149,7 +194,14 @@ def _resolved(
                 f"{config} wants (layer, position) {config.data_slice}; the data has"
                 f" {list(train_slices)}"
             )
-    return list(configs)
+    first: dict[SAEConfig, int] = {}
+    for i, config in enumerate(configs):
+        if (twin := first.setdefault(config, i)) != i:
+            raise ValueError(
+                f"configs[{twin}] and configs[{i}] are both {config}: they would be the same SAE"
+                " twice, and intervals over them too narrow; expected members that differ"
+            )
+    return configs
 
 
 def _identity(
@@ -232,11 +284,10 @@ def _hyperparameters(configs: Sequence[SAEConfig]) -> Hyperparameters:
 
 def _members(
     configs: Sequence[SAEConfig], state: MemberState, losses: np.ndarray, x_val: np.ndarray
-) -> list[Member]:
+) -> Iterator[Member]:
     hyper = _hyperparameters(configs)
     scores = evaluate_group(state.params, hyper.k, hyper.d_sae, x_val)
     stacked = jax.device_get(state.params)
-    members = []
     for i, (config, score) in enumerate(zip(configs, scores, strict=True)):
         params = {
             "w_enc": stacked["w_enc"][i, :, : config.d_sae].copy(),
@@ -247,7 +298,14 @@ def _members(
         scalars = {
             name: value for name, value in score.items() if not isinstance(value, np.ndarray)
         }
-        members.append(
-            Member(config, params, scalars, np.asarray(score["firing_rate"]), losses[:, i].copy())
+        history = losses[:, i].copy()
+        # Samples whose squares overflow have an infinite error under any SAE.
+        ended_finite = bool(np.isfinite(score["mse"])) or not np.isfinite(np.vdot(x_val, x_val))
+        yield Member(
+            config,
+            params,
+            scalars,
+            np.asarray(score["firing_rate"]),
+            history,
+            divergence(history, ended_finite),
         )
-    return members
