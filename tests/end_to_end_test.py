@@ -131,6 +131,7 @@ def test_a_store_of_tokens_is_trained_on_and_analyzed(position, tmp_path):
     ]
     stored = "all" if position == "all" else -1
     plan = StorePlan("tiny", [4], [stored], 16, problems, rows_per_problem=counts)
+    (tmp_path / "store").mkdir()
     writer = StoreWriter(tmp_path / "store", plan)
     writer.prepare()
     writer.write_shard(0, generator.normal(size=plan.shard_shape(0)).astype(np.float32))
