@@ -388,6 +388,21 @@ def test_a_torch_dict_with_one_wrong_entry(valid, scratch, format, data):
             assert type(content["config"]["k"]) is int and sae.k == content["config"]["k"]
 
 
+@pytest.mark.parametrize("format, name", FILES)
+def test_what_the_system_does_not_let_read_is_not_damage(tmp_path, monkeypatch, format, name):
+    folder = write(format, tmp_path / "sae")
+    path_open = Path.open
+
+    def refuse(path, *arguments, **options):
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return path_open(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError):
+        formats.load(folder)
+
+
 def test_a_tensor_larger_than_its_file_is_refused(tmp_path):
     folder = write("openai", tmp_path / "sae")
     state = torch.load(folder / "openai.pt", weights_only=True)
