@@ -1,11 +1,14 @@
 """Which libraries can open this SAE? Converts one between the formats that the field uses.
 
-    experiments/convert.py --input=runs/sweep/members/0 --output=runs/saelens --format=saelens
+    experiments/convert.py --input=runs/sweep/members/00000 --output=runs/saelens --format=saelens
 
+The input is a folder of one SAE, in any format that `sae_jax.formats` reads, or its weights.
 Takes seconds. Prints what was read and how far reconstructions of random samples moved,
 relative to the largest of them: 0 where no arithmetic was needed, else about 1e-6.
 `--layer` and `--position` tell what the file does not; the published format needs them.
 """
+
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,7 @@ from absl import app, flags
 from sae_jax import formats
 
 _INPUT = flags.DEFINE_string(
-    "input", None, "Folder of one SAE, or a .pt or .npz file.", required=True
+    "input", None, "Folder of one SAE, or its file of weights.", required=True
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.", required=True)
 _FORMAT = flags.DEFINE_enum("format", "saelens", formats.WRITABLE, "Format to write.")
@@ -26,6 +29,14 @@ def main(argv: list[str]) -> None:
     """Reads, writes, reads back and compares."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    try:
+        run()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+def run() -> None:
+    """The work of `main`; raises ValueErrors."""
     sae = formats.load(_INPUT.value)
     metadata = formats.load_metadata(_INPUT.value)
     places = {"layer": _LAYER.value, "position": _POSITION.value}

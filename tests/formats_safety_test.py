@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_saes import random_jumprelu, random_params, random_topk
+from random_saes import random_gates, random_jumprelu, random_params, random_topk
 
 from sae_jax import formats
 from sae_jax.sae import TopKSAE
@@ -47,13 +48,49 @@ def write_openai(folder):
     torch.save(state, folder / "openai.pt")
 
 
+def write_saelens_gated(folder):
+    p = random_params(0)
+    weights = {"W_enc": p["w_enc"], "W_dec": p["w_dec"], "b_dec": p["b_dec"]} | random_gates(0)
+    safetensors.numpy.save_file(weights, folder / "sae_weights.safetensors")
+    config = {"architecture": "gated", "d_in": 8, "d_sae": 24, "apply_b_dec_to_input": True}
+    config |= {"normalize_activations": "none", "metadata": {"sae_lens_version": "6.0.0"}}
+    (folder / "cfg.json").write_text(json.dumps(config))
+
+
+def write_gemma_scope_2(folder):
+    arrays = random_params(0) | {"threshold": np.ones(24, np.float32)}
+    safetensors.numpy.save_file(arrays, folder / "params.safetensors")
+    config = {"architecture": "jump_relu", "type": "sae", "hf_hook_point_in": "a"}
+    (folder / "config.json").write_text(json.dumps(config | {"hf_hook_point_out": "a"}))
+
+
+def write_dictionary(folder):
+    p, gates = random_params(0), random_gates(0)
+    state = {
+        "encoder.weight": p["w_enc"].T,
+        "decoder.weight": p["w_dec"].T,
+        "decoder_bias": p["b_dec"],
+        "r_mag": gates["r_mag"],
+        "gate_bias": gates["b_gate"],
+        "mag_bias": gates["b_mag"],
+    }
+    torch.save({name: torch.tensor(array) for name, array in state.items()}, folder / "ae.pt")
+
+
+WRITE_BY_HAND = {
+    "gemma_scope": write_gemma_scope,
+    "gemma_scope_2": write_gemma_scope_2,
+    "openai": write_openai,
+    "saelens_gated": write_saelens_gated,
+    "dictionary": write_dictionary,
+}
+
+
 def write(format, folder):
     """A valid SAE of each readable format."""
     folder.mkdir(parents=True)
-    if format == "gemma_scope":
-        write_gemma_scope(folder)
-    elif format == "openai":
-        write_openai(folder)
+    if format in WRITE_BY_HAND:
+        WRITE_BY_HAND[format](folder)
     elif format == "saelens_jumprelu":
         formats.save(random_jumprelu(), folder, format="saelens")
     else:
@@ -62,7 +99,7 @@ def write(format, folder):
     return folder
 
 
-READABLE = (*formats.WRITABLE, "gemma_scope", "openai", "saelens_jumprelu")
+READABLE = (*formats.WRITABLE, *WRITE_BY_HAND, "saelens_jumprelu")
 FILES = [
     ("native", "sae.safetensors"),
     ("native", "config.json"),
@@ -74,7 +111,10 @@ FILES = [
     ("sparsify", "cfg.json"),
     ("published", PUBLISHED),
     ("gemma_scope", "params.npz"),
+    ("gemma_scope_2", "params.safetensors"),
     ("openai", "openai.pt"),
+    ("saelens_gated", "sae_weights.safetensors"),
+    ("dictionary", "ae.pt"),
 ]
 CONFIGS = [(format, name) for format, name in FILES if name.endswith(".json")]
 WEIGHTS = [(format, name) for format, name in FILES if not name.endswith(".json")]
@@ -214,7 +254,14 @@ def assert_params_of(found, original):
         np.testing.assert_array_equal(found.params[name], array)
 
 
-@pytest.mark.parametrize("format, name", CONFIGS + [("saelens_jumprelu", "cfg.json")])
+OTHER_CONFIGS = [
+    ("saelens_jumprelu", "cfg.json"),
+    ("saelens_gated", "cfg.json"),
+    ("gemma_scope_2", "config.json"),
+]
+
+
+@pytest.mark.parametrize("format, name", CONFIGS + OTHER_CONFIGS)
 @FUZZ
 @given(data=st.data())
 def test_a_config_with_one_wrong_entry(valid, scratch, format, name, data):
@@ -303,7 +350,7 @@ def test_an_archive_with_wrong_bytes(valid, scratch, format, name, data):
         assert_params_of(sae, original)
 
 
-@pytest.mark.parametrize("format", ["published", "dictionary_learning", "openai"])
+@pytest.mark.parametrize("format", ["published", "dictionary_learning", "openai", "dictionary"])
 @FUZZ
 @given(data=st.data())
 def test_a_torch_dict_with_one_wrong_entry(valid, scratch, format, data):
@@ -339,6 +386,21 @@ def test_a_torch_dict_with_one_wrong_entry(valid, scratch, format, data):
         assert_params_of(sae, original)
         if format == "published":
             assert type(content["config"]["k"]) is int and sae.k == content["config"]["k"]
+
+
+@pytest.mark.parametrize("format, name", FILES)
+def test_what_the_system_does_not_let_read_is_not_damage(tmp_path, monkeypatch, format, name):
+    folder = write(format, tmp_path / "sae")
+    path_open = Path.open
+
+    def refuse(path, *arguments, **options):
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return path_open(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError):
+        formats.load(folder)
 
 
 def test_a_tensor_larger_than_its_file_is_refused(tmp_path):

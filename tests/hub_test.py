@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,3 +134,19 @@ def test_saelens_config_is_what_saelens_expects(remote):
     config = json.loads((remote.root / "sae" / "cfg.json").read_text())
     assert config["architecture"] == "topk"
     assert config["metadata"]["metrics"] == ABOUT["metrics"]
+
+
+def test_a_folder_that_is_not_there_names_those_that_are(remote):
+    for layer in (13, 14):
+        hub.push_to_hub(random_topk(layer), "someone/saes", folder=f"layer_{layer}", **ABOUT)
+    with pytest.raises(ValueError, match=r"no file or folder.*\['layer_13', 'layer_14'\]"):
+        hub.from_pretrained(remote.root)
+
+
+def test_importing_hub_and_formats_loads_no_heavy_library():
+    heavy = ("torch", "transformers", "pandas", "matplotlib")
+    imports = "import sys, sae_jax.hub, sae_jax.formats"
+    code = f"{imports}; print(*[name for name in {heavy} if name in sys.modules])"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == []

@@ -32,8 +32,9 @@ def read_safetensors(path: Path) -> Arrays:
     Raises:
       ValueError: if the file is missing, damaged, or holds anything but floats.
     """
+    existing(path)
     try:
-        arrays = safetensors_numpy.load_file(existing(path))
+        arrays = safetensors_numpy.load_file(path)
     except Exception as error:  # A damaged file can fail in any way; none of them is ours.
         raise ValueError(f"{path} is not readable as safetensors: {error!r}") from error
     return {name: _float32(array, f"{name} in {path}") for name, array in arrays.items()}
@@ -45,8 +46,9 @@ def read_npz(path: Path) -> Arrays:
     Raises:
       ValueError: if the file is missing, damaged, or holds pickled objects or no floats.
     """
+    existing(path)
     try:
-        with np.load(existing(path), allow_pickle=False) as archive:
+        with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # As above.
         raise ValueError(f"{path} is not readable as a NumPy archive: {error!r}") from error
@@ -106,13 +108,15 @@ def _to_json(content: Mapping[str, Any], where: Path) -> str:
 
 
 def existing(path: Path) -> Path:
-    """The path, once it is sure that there is a file.
+    """The path, once it is sure that there is a file that can be opened.
 
     Raises:
       ValueError: if there is none.
+      OSError: if the system does not open it; readers would take that for damage.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
+    path.open("rb").close()
     return path
 
 
