@@ -29,7 +29,8 @@ from absl import app, flags
 
 from sae_jax.extraction.continuous_thoughts import NUM_POSITIONS, thought_activations
 from sae_jax.extraction.extract import BATCH_SIZE, batches, extract
-from sae_jax.extraction.models import PACKAGED, LanguageModel, load_model
+from sae_jax.extraction.language_model import LanguageModel
+from sae_jax.extraction.models import PACKAGED, load_model
 from sae_jax.extraction.problems import GENERATED, load_problems
 from sae_jax.store import Problem
 

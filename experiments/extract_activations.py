@@ -30,7 +30,8 @@ from sae_jax.extraction.answers import evaluate
 from sae_jax.extraction.codi import load_codi
 from sae_jax.extraction.continuous_thoughts import FEEDBACK_MODES, NUM_POSITIONS
 from sae_jax.extraction.extract import ALL_TOKENS, BATCH_SIZE, NO_FEEDBACK, extract
-from sae_jax.extraction.models import DTYPES, PACKAGED, LanguageModel, load_model
+from sae_jax.extraction.language_model import LanguageModel
+from sae_jax.extraction.models import DTYPES, PACKAGED, load_model
 from sae_jax.extraction.problems import GENERATED, load_problems
 from sae_jax.store import LAST, Position
 from sae_jax.store_writer import STORAGE_DTYPES

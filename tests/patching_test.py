@@ -8,7 +8,8 @@ from tiny_llama import D_IN, NUM_LAYERS
 from transformers import AutoModelForCausalLM
 
 from sae_jax.extraction.continuous_thoughts import thought_activations
-from sae_jax.extraction.models import ThoughtTokens, load_model
+from sae_jax.extraction.language_model import ThoughtTokens
+from sae_jax.extraction.models import load_model
 from sae_jax.extraction.patching import (
     PatchedAnswers,
     causal_effect,

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from sae_jax.extraction.context import Context
 from sae_jax.extraction.continuous_thoughts import NUM_POSITIONS, think
 from sae_jax.extraction.extract import BATCH_SIZE
-from sae_jax.extraction.models import LanguageModel
+from sae_jax.extraction.language_model import LanguageModel
 from sae_jax.store import Problem
 
 MAX_NEW_TOKENS = 256

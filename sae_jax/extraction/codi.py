@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 
-from sae_jax.extraction.models import LanguageModel, ThoughtTokens
+from sae_jax.extraction.language_model import LanguageModel, ThoughtTokens
 
 LORA_ALPHA = 32.0
 

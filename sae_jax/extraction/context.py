@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from transformers import DynamicCache
 
+from sae_jax.extraction.language_model import LanguageModel
 from sae_jax.extraction.linear import OneDNNLinear
-from sae_jax.extraction.models import LanguageModel
 
 LayerHook = Callable[[int, torch.Tensor], torch.Tensor | None]
 """Called with a layer and its output `[b, t, d_in]`; what it returns replaces the output."""

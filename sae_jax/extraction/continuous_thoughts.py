@@ -10,12 +10,12 @@ embedding expected under the next-token distribution (Soft Thinking: Zhang et al
 arXiv:2505.15778).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from sae_jax.extraction.context import Context, LayerHook, pad_left
-from sae_jax.extraction.models import LanguageModel
+from sae_jax.extraction.language_model import LanguageModel
 
 FEEDBACK_MODES = ("codi", "hidden", "soft")
 NUM_POSITIONS = 6
@@ -107,10 +107,10 @@ def next_embedding(model: LanguageModel, hidden: torch.Tensor, feedback: str) ->
         return hidden
     if feedback == "codi" and model.projection is not None:
         return model.projection(hidden)
-    return expected_embedding(model.logits(hidden), model.vocabulary)
+    return expected_embedding(model.logits(hidden), model.vocabulary_blocks(_TOKENS_A_BLOCK))
 
 
-def expected_embedding(logits: torch.Tensor, vocabulary: torch.Tensor) -> torch.Tensor:
+def expected_embedding(logits: torch.Tensor, vocabulary: Iterable[torch.Tensor]) -> torch.Tensor:
     """The mean embedding under `softmax(logits)`, exact to some float32 roundings.
 
     Soft feedback amplifies errors from thought to thought, and on a CPU the plain product makes
@@ -119,21 +119,18 @@ def expected_embedding(logits: torch.Tensor, vocabulary: torch.Tensor) -> torch.
 
     Args:
       logits: `[b, vocab_size]`.
-      vocabulary: embeddings of all tokens, `[vocab_size, d_in]`.
+      vocabulary: embeddings of all tokens in order, in blocks `[block_size, d_in]`.
 
     Returns:
       `[b, d_in]`, in the dtype of the vocabulary.
     """
     probabilities = logits.softmax(dim=-1, dtype=torch.float64).float()
-    expected = torch.zeros(len(logits), vocabulary.shape[1], device=logits.device)
-    blocks = zip(
-        probabilities.split(_TOKENS_A_BLOCK, dim=-1),
-        vocabulary.split(_TOKENS_A_BLOCK),
-        strict=True,
-    )
-    for block, embeddings in blocks:
-        expected += block @ embeddings.float()
-    return expected.to(vocabulary.dtype)
+    expected = torch.zeros((), device=logits.device)
+    start = 0
+    for block in vocabulary:
+        expected = expected + probabilities[:, start : start + len(block)] @ block.float()
+        start += len(block)
+    return expected.to(block.dtype)
 
 
 def check_feedback(model: LanguageModel, feedback: str) -> None:

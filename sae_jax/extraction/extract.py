@@ -16,7 +16,7 @@ from sae_jax.extraction.continuous_thoughts import (
     check_feedback,
     thought_activations,
 )
-from sae_jax.extraction.models import LanguageModel
+from sae_jax.extraction.language_model import LanguageModel
 from sae_jax.extraction.token_states import all_token_activations, token_activations
 from sae_jax.store import ActivationStore, Position, Problem
 from sae_jax.store_writer import StorePlan, StoreWriter, lock

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from sae_jax.extraction.context import Context, pad_left
-from sae_jax.extraction.models import LanguageModel
+from sae_jax.extraction.language_model import LanguageModel
 
 
 @torch.inference_mode()
