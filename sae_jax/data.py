@@ -107,7 +107,7 @@ def _unchecked_slices(data: ActivationData) -> Iterator[tuple[Any, Any]]:
 
 
 def of_slice(data_slice: DataSlice) -> str:
-    """ " of layer 3, position 2", to follow a name in an error; nothing if nobody said."""
+    """What follows the name of some activations in a message: which slice they are of."""
     layer, position = data_slice
     return "" if layer is None else f" of layer {layer}, position {position}"
 
