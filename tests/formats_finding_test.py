@@ -40,14 +40,14 @@ def test_a_folder_of_folders_names_those_with_an_sae(tmp_path):
     (tmp_path / "layers.99").mkdir()
     message = refusal(tmp_path)
     assert "holds 0 SAEs" in message
-    assert message.endswith("; SAEs are in its folders ['layers.14', 'layers.3']")
+    assert message.endswith("SAEs are in the folders ['layers.14', 'layers.3']")
 
 
 def test_files_of_a_training_run_do_not_hide_the_folders(tmp_path):
     torch = pytest.importorskip("torch", reason="the .pt formats need PyTorch")
     formats.save(random_topk(), tmp_path / "layers.3", format="sparsify")
     torch.save({"step": 3}, tmp_path / "state.pt")
-    assert refusal(tmp_path).endswith("; SAEs are in its folders ['layers.3']")
+    assert refusal(tmp_path).endswith("SAEs are in the folders ['layers.3']")
 
 
 def test_folders_are_found_where_releases_have_them(tmp_path):
@@ -59,10 +59,10 @@ def test_folders_are_found_where_releases_have_them(tmp_path):
 
 def test_not_more_than_a_few_folders_are_named(tmp_path):
     for layer in range(40):
-        (tmp_path / f"{layer:02d}").mkdir()
-        (tmp_path / f"{layer:02d}" / "params.npz").touch()
+        (tmp_path / f"layer_{layer:02d}").mkdir()
+        (tmp_path / f"layer_{layer:02d}" / "params.npz").touch()
     message = refusal(tmp_path)
-    assert "00" in message and "39" not in message and "more" in message
+    assert "layer_00" in message and "layer_39" not in message and "and more" in message
     assert len(message) < 1000
 
 
@@ -89,7 +89,7 @@ def test_a_folder_of_sweeps_names_their_members(tmp_path):
     save_sweep(tmp_path / "runs" / "first")
     message = refusal(tmp_path / "runs")
     names = [f"first/members/{i:05d}" for i in range(3)]
-    assert message.endswith(f"; SAEs are in its folders {names}")
+    assert message.endswith(f"SAEs are in the folders {names}")
 
 
 @pytest.fixture

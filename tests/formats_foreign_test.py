@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from random_saes import (
     forward,
     gate,
@@ -17,7 +19,7 @@ from random_saes import (
 )
 
 from sae_jax import formats
-from sae_jax.formats import files
+from sae_jax.formats import files, rewriting
 from sae_jax.sae import JumpReLUSAE, TopKSAE
 
 torch = pytest.importorskip("torch", reason="the .pt formats need PyTorch")
@@ -158,6 +160,23 @@ def test_a_gate_by_hand(tmp_path):
     np.testing.assert_allclose(sae.threshold[...], [5.0], rtol=1e-6)
     latents = sae.encode(np.array([[0.5], [0.99], [1.01], [4.0]], np.float32))
     np.testing.assert_allclose(latents, [[0.0], [0.0], [5.02], [11.0]], rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**31), spread=st.floats(0.1, 2.0), center=st.booleans())
+def test_a_gate_is_a_threshold_whatever_its_biases(seed, spread, center):
+    p = random_params(seed)
+    gates = {name: array * np.float32(spread) for name, array in random_gates(seed).items()}
+    weights = {name: array for name, array in p.items() if name != "b_enc"}
+    sae = rewriting.gated_to_jumprelu(weights, **gates, center_input=center)
+    x = samples(seed)
+    gate_at, _ = forward(p | {"b_enc": gates["b_gate"]}, x, lambda pre: pre, center=center)
+    latents, _ = forward(without_b_enc(p), x, gate(gates), center=center)
+    clear = np.abs(gate_at) > 1e-4  # Elsewhere rounding decides whether a gate is open.
+    assert np.mean(clear) > 0.99
+    np.testing.assert_allclose(
+        np.asarray(sae.encode(x))[clear], latents[clear], rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["b_gate", "b_mag", "r_mag"])

@@ -4,7 +4,7 @@ Folders are told by their files' names, single PyTorch files by their entries.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -57,19 +57,16 @@ def find(path: Path) -> tuple[ModuleType, Path]:
     if not pairs:
         _refuse_sweep(path, names)
     # A library's folder may hold its trainer's files too: they count where nothing else does.
-    singles = [] if pairs else sorted(names & _ALONE.keys()) or sorted(_singles(names))
+    files_alone = sorted(name for name in names if name.endswith((".pt", ".npz")))
+    singles = [] if pairs else sorted(names & _ALONE.keys()) or files_alone
     if len(singles) == 1:
         return _module_of_file(path / singles[0])
-    expected = [f"{module.WEIGHTS} + {module.CONFIG}" for module in PAIRS]
+    held = f"{_shown(singles)}; name one of them" if singles else f"{_shown(sorted(names))}"
+    expected = [*(f"{module.WEIGHTS} + {module.CONFIG}" for module in PAIRS), *_ALONE]
     raise ValueError(
-        f"{path} holds {len(pairs) + len(singles)} SAEs: {_shown(sorted(names))}; "
-        f"expected one of {expected}, or one .pt, .npz or .safetensors file; where there are"
-        f" several files, name one{_folders_with_saes(path)}"
+        f"{path} holds {len(pairs) + len(singles)} SAEs: {held}; expected one of {expected}, or"
+        f" one .pt or .npz file{_folders_with_saes(path)}"
     )
-
-
-def _singles(names: Iterable[str]) -> Iterator[str]:
-    return (name for name in names if name.endswith((".pt", ".npz")))
 
 
 def _module_of_file(path: Path) -> tuple[ModuleType, Path]:
@@ -81,7 +78,7 @@ def _module_of_file(path: Path) -> tuple[ModuleType, Path]:
         return _ALONE[path.name], path
     if owners:
         configs = " or ".join(module.CONFIG for module in owners)
-        raise ValueError(f"{path} needs one {configs} beside it to be read; {len(complete)} found")
+        raise ValueError(f"{path} needs one {configs} beside it; there are {len(complete)}")
     if path.suffix not in _SUFFIXES:
         raise ValueError(
             f"{path} is none of {list(_SUFFIXES)}; name the weights or the folder that it is in"
@@ -125,7 +122,7 @@ def _refuse_sweep(path: Path, names: set[str]) -> None:
 def _folders_with_saes(root: Path) -> str:
     """A clause that names the folders below which hold SAEs; empty where there are none."""
     found = list(islice(_walk(root), _NUM_SHOWN + 1))
-    return f"; SAEs are in its folders {_shown(found)}" if found else ""
+    return f"; in {root}, SAEs are in the folders {_shown(found)}" if found else ""
 
 
 def _walk(root: Path) -> Iterator[str]:

@@ -160,7 +160,7 @@ def _architecture(config: dict[str, Any], path: Path) -> str:
 def _read_weights(path: Path, architecture: str) -> files.Arrays:
     weights = files.read_safetensors(path)
     # For a time it was always written, and used only after a fine-tuning of these factors.
-    if not np.all(weights.pop("scaling_factor", 1.0) == 1.0):
+    if not np.allclose(weights.pop("scaling_factor", 1.0), 1.0):
         raise ValueError(f"scaling_factor in {path} is other than 1; such an SAE is not read")
     if architecture == "jumprelu" and "log_threshold" in weights:  # Older checkpoints of training.
         weights["threshold"] = np.exp(weights.pop("log_threshold"))
