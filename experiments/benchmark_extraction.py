@@ -29,7 +29,7 @@ from absl import app, flags
 
 from sae_jax.extraction.continuous_thoughts import NUM_POSITIONS, thought_activations
 from sae_jax.extraction.extract import BATCH_SIZE, batches, extract
-from sae_jax.extraction.language_model import LanguageModel
+from sae_jax.extraction.language_model import LanguageModel, cast_parameters
 from sae_jax.extraction.models import PACKAGED, load_model
 from sae_jax.extraction.problems import GENERATED, load_problems
 from sae_jax.store import Problem
@@ -74,7 +74,7 @@ def _measure_speed() -> None:
         f"{_difference_cells(found, expected)}"
     )
     for dtype in (torch.float32, torch.bfloat16):
-        model = dataclasses.replace(model, causal_lm=model.causal_lm.to(dtype))
+        cast_parameters(model.causal_lm, dtype)
         start = time.perf_counter()
         found = _in_batches(model, prompts, layers)
         rate = len(prompts) / (time.perf_counter() - start)

@@ -295,9 +295,14 @@ def _check_same_plan(root: Path, found: dict[str, Any], wanted: dict[str, Any]) 
     # Through JSON, since tuples come back from the disk as lists.
     old, new = comparable(found), comparable(json.loads(json.dumps(wanted)))
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
+        if key not in old:
             raise ValueError(
-                f"{root} holds a run with another {key}: {_shortened(old.get(key))} there, "
+                f"{root} holds a run that did not record its {key}, so that it may be another's; "
+                "a finished store can be read as it is, --overwrite replaces it"
+            )
+        if key not in new or old[key] != new[key]:
+            raise ValueError(
+                f"{root} holds a run with another {key}: {_shortened(old[key])} there, "
                 f"{_shortened(new.get(key))} now; --resume needs the same settings, "
                 "--overwrite replaces the store"
             )

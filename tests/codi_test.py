@@ -211,6 +211,28 @@ def test_a_projection_without_layer_norm_is_read_as_such(tiny_llama_folder, stat
     torch.testing.assert_close(model.projection(hidden), expected)
 
 
+def test_the_weights_fingerprint_is_the_checkpoints(tiny_llama_folder, state, model, tmp_path):
+    fingerprint = model.settings()["weights_sha256"]
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert load(tiny_llama_folder, str(tmp_path)).settings()["weights_sha256"] == fingerprint
+    name = "codi.base_model.model.model.layers.2.mlp.up_proj.lora_B.default.weight"
+    (tmp_path / "other").mkdir()
+    other = {**state, name: state[name] * 1.001}
+    changed = load(tiny_llama_folder, save(other, tmp_path / "other"))
+    assert changed.settings()["weights_sha256"] != fingerprint
+    assert (
+        changed.settings()["rendered_prompt_sha256"] == model.settings()["rendered_prompt_sha256"]
+    )
+
+
+def test_rotary_frequencies_stay_in_float32_under_bfloat16(tiny_llama_folder, checkpoint, model):
+    half = load_codi(load_model(tiny_llama_folder, device="cpu", dtype="bfloat16"), checkpoint)
+    assert half.causal_lm.dtype == half.projection[1].weight.dtype == torch.bfloat16
+    found = half.causal_lm.get_buffer("model.rotary_emb.inv_freq")
+    expected = 10_000.0 ** -torch.tensor([0.0, 0.5])  # heads of width 4
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -53,15 +53,16 @@ def evaluate(
     token, one more than the experiment's positions hold.
 
     Raises:
-      ValueError: if a problem has no numeric answer to compare with.
+      ValueError: if a problem has no numeric answer to compare with, or no prompt that the
+        model can read.
     """
     gold = [_gold(problem) for problem in problems]
+    prompts = model.prompts(problems, num_thoughts=num_thoughts)
     answers: list[str] = []
     with tqdm(total=len(problems), desc="evaluate", unit="problem", disable=not progress) as bar:
         for start in range(0, len(problems), batch_size):
-            batch = problems[start : start + batch_size]
-            prompts = [model.prompt_ids(problem.question) for problem in batch]
-            answers += _answer(model, prompts, feedback, num_thoughts, max_new_tokens)
+            batch = prompts[start : start + batch_size]
+            answers += _answer(model, batch, feedback, num_thoughts, max_new_tokens)
             bar.update(len(batch))
     num_correct = sum(last_number(a) == g for a, g in zip(answers, gold, strict=True))
     return Evaluation(tuple(answers), num_correct)

@@ -17,7 +17,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 
-from sae_jax.extraction.language_model import LanguageModel, ThoughtTokens
+from sae_jax.extraction.fingerprints import tensors_sha256
+from sae_jax.extraction.language_model import LanguageModel, ThoughtTokens, cast_parameters
 
 LORA_ALPHA = 32.0
 
@@ -66,9 +67,8 @@ def load_codi(
     _load_exactly(wrapped, state, checkpoint, causal_lm.config.tie_word_embeddings)
     _report(wrapped, state, checkpoint, lora_alpha, vocab_size)
 
-    merged = wrapped.codi.merge_and_unload()
-    merged.eval().requires_grad_(False).to(compute_dtype)
-    projection = wrapped.prj.eval().requires_grad_(False).to(base.device, compute_dtype)
+    merged = cast_parameters(wrapped.codi.merge_and_unload(), compute_dtype)
+    projection = cast_parameters(wrapped.prj.to(base.device), compute_dtype)
     tokens = ThoughtTokens(
         begin=vocab_size + 1,
         end=vocab_size + 2,
@@ -80,6 +80,7 @@ def load_codi(
         causal_lm=merged,
         thought_tokens=tokens,
         projection=projection,
+        weights_sha256=tensors_sha256(state.items()),
     )
 
 

@@ -51,10 +51,12 @@ def think(
       `[b, d_in]`.
 
     Raises:
-      ValueError: if the feedback mode is unknown or not the model's, or a layer is.
+      ValueError: if the feedback mode is unknown or not the model's, or a layer is, or a
+        prompt is empty or has token ids beyond the embedding.
     """
     check_feedback(model, feedback)
     model.check_layers(layers)
+    model.check_prompts(prompts)
     context = Context(model, len(prompts))
     token_ids, mask = pad_left(prompts, model.device)
     hidden = context.read(model.embed(token_ids), mask)[:, -1]

@@ -16,6 +16,7 @@ from sae_jax.extraction.continuous_thoughts import (
     check_feedback,
     thought_activations,
 )
+from sae_jax.extraction.fingerprints import json_sha256
 from sae_jax.extraction.language_model import LanguageModel
 from sae_jax.extraction.token_states import all_token_activations, token_activations
 from sae_jax.store import ActivationStore, Position, Problem
@@ -50,7 +51,10 @@ def extract(
     """Extracts activations of every problem into a store.
 
     A run that was stopped, by whatever, continues with `resume` and ends with the same bytes.
-    Under `torchrun`, the processes share the shards.
+    Under `torchrun`, the processes share the shards. What decides the activations goes into
+    the store's settings: `LanguageModel.settings`, and `tokens_sha256` of all prompts' token ids.
+    A run that finds others there is refused, as is one that finds a store without them, which an
+    earlier version began: it could be finished with another model's activations.
 
     Args:
       problems: what the model thinks about, one row each.
@@ -68,8 +72,8 @@ def extract(
       progress: show a progress bar.
 
     Raises:
-      ValueError: if the layers, positions or feedback are not the model's, or the folder
-        holds something else.
+      ValueError: if the layers, positions or feedback are not the model's, a prompt is not one
+        that it can read, or the folder holds something else.
     """
     layers, positions = tuple(layers), tuple(positions)
     if not (problems and layers and positions):
@@ -77,7 +81,11 @@ def extract(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     _check(model, layers, positions, feedback)
-    prompts = _tokenize(model, problems, positions)
+    prompts = model.prompts(
+        problems,
+        num_thoughts=0 if feedback == NO_FEEDBACK else max(map(int, positions)) + 1,
+        templates=positions != (ALL_TOKENS,),
+    )
     if feedback == NO_FEEDBACK:
         _check_token_positions(problems, prompts, positions)
     plan = StorePlan(
@@ -86,7 +94,12 @@ def extract(
         positions=positions,
         d_in=model.d_in,
         problems=problems,
-        settings={**model.settings(), "feedback": feedback, "batch_size": batch_size},
+        settings={
+            **model.settings(),
+            "tokens_sha256": json_sha256(prompts),
+            "feedback": feedback,
+            "batch_size": batch_size,
+        },
         dtype=storage_dtype,
         shard_size=_shard_size(model, layers, positions, prompts, batch_size),
         rows_per_problem=[len(ids) for ids in prompts] if positions == (ALL_TOKENS,) else None,
@@ -173,13 +186,6 @@ def batches(
         batch.append(problem)
     if batch:
         yield batch
-
-
-def _tokenize(
-    model: LanguageModel, problems: Sequence[Problem], positions: Sequence[Position]
-) -> list[list[int]]:
-    read = model.text_ids if positions == (ALL_TOKENS,) else model.prompt_ids
-    return [read(problem.question) for problem in problems]
 
 
 def _check(

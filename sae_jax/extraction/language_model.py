@@ -1,18 +1,27 @@
 """A causal language model: its layers, embedding and logits, and how it is asked a question."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from sae_jax.extraction.fingerprints import json_sha256, module_sha256, vocabulary_sha256
 from sae_jax.extraction.linear import OneDNNLinear
+from sae_jax.extraction.prompts import chat_text, token_ids
+from sae_jax.store import Problem
+
+ModuleType = TypeVar("ModuleType", bound=torch.nn.Module)
+
+_logger = logging.getLogger(__name__)
 
 _QUESTION = "{question}"
+_SAMPLE_QUESTION = "How many are 2 and 3?"
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,8 @@ class LanguageModel:
         for the question alone where the model has none.
       thought_tokens: of a CODI checkpoint.
       projection: of a CODI checkpoint, from a final hidden state to the next embedding.
+      weights_sha256: of a CODI checkpoint's tensors, since merging them rounds differently
+        from machine to machine; None for what the causal_lm holds.
     """
 
     name: str
@@ -50,6 +61,7 @@ class LanguageModel:
     prompt_template: str | None = None
     thought_tokens: ThoughtTokens | None = None
     projection: torch.nn.Module | None = None
+    weights_sha256: str | None = None
 
     def __post_init__(self):
         if self.prompt_template is not None and _QUESTION not in self.prompt_template:
@@ -122,11 +134,20 @@ class LanguageModel:
         return self.causal_lm.get_input_embeddings()
 
     def settings(self) -> dict[str, Any]:
-        """What besides the weights decides the activations, for a store's manifest."""
+        """What decides the activations, for a store's manifest.
+
+        Weights, tokenizer and prompt are there by their sha256, so that a store is not
+        continued with others: `weights_sha256` of all parameters and buffers, or of the files of
+        a CODI checkpoint; `tokenizer_sha256` of its vocabulary; `rendered_prompt_sha256` of the
+        prompt for a sample question. Reading the weights takes a second for every GB.
+        """
         return {
             "compute_dtype": str(self.causal_lm.dtype).removeprefix("torch."),
             "prompt_template": self.prompt_template,
             "thought_tokens": self.thought_tokens and dataclasses.asdict(self.thought_tokens),
+            "weights_sha256": self.weights_sha256 or module_sha256(self.causal_lm),
+            "tokenizer_sha256": vocabulary_sha256(self.tokenizer),
+            "rendered_prompt_sha256": json_sha256(self.prompt_text(_SAMPLE_QUESTION)),
         }
 
     def check_layers(self, layers: Sequence[int]) -> None:
@@ -136,21 +157,104 @@ class LanguageModel:
                 f"layers {unknown} are not in {self.name}, which has 0 to {self.num_layers - 1}"
             )
 
-    def prompt_ids(self, question: str) -> list[int]:
-        """Token ids of the prompt for a question, with the tokenizer's special tokens."""
+    def prompt_text(self, question: str) -> str:
+        """The prompt for a question, without the special tokens that a tokenizer adds."""
         if self.prompt_template is not None:
-            return self.text_ids(self.prompt_template.replace(_QUESTION, question))
-        if self.thought_tokens is None and self.tokenizer.chat_template:
-            turns = [{"role": "user", "content": question}]
-            chat = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
-            return self.tokenizer(chat, add_special_tokens=False)["input_ids"]
-        ids = self.text_ids(question)
-        if self.thought_tokens is not None and self.thought_tokens.eos is not None:
-            ids = [*ids, self.thought_tokens.eos]
+            return self.prompt_template.replace(_QUESTION, question)
+        return chat_text(self.tokenizer, question) if self._is_chat else question
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """Token ids of the prompt for a question, with the tokenizer's special tokens.
+
+        A chat template writes them itself, and gets a fixed date where it prints one. However
+        a prompt comes to begin with the begin-of-sequence token, it has one.
+        """
+        text = self.prompt_text(question)
+        ids = token_ids(self.tokenizer, text, add_special_tokens=not self._is_chat)
+        tokens = self.thought_tokens
+        if self.prompt_template is None and tokens is not None and tokens.eos is not None:
+            ids = [*ids, tokens.eos]
         return ids
 
     def text_ids(self, text: str) -> list[int]:
-        """Token ids of a text as the tokenizer gives them by default."""
-        return self.tokenizer(text)["input_ids"]
+        """Token ids of a text, with the tokenizer's special tokens."""
+        return token_ids(self.tokenizer, text)
+
+    def prompts(
+        self, problems: Sequence[Problem], *, num_thoughts: int = 0, templates: bool = True
+    ) -> list[list[int]]:
+        """Token ids of the prompt for every problem, checked before hours of work.
+
+        Prompts that are longer than a model's rotary positions reach only bring a warning, since
+        such a model reads on beyond what it was trained on.
+
+        Args:
+          problems: what is asked.
+          num_thoughts: positions that are needed after a prompt.
+          templates: whether the question is put into the prompt template.
+
+        Raises:
+          ValueError: naming a problem whose prompt has no tokens, one that the embedding does
+            not have, or more than the model has absolute positions for.
+        """
+        read = self.prompt_ids if templates else self.text_ids
+        prompts = [read(problem.question) for problem in problems]
+        names = [f"the prompt of problem {problem.id}" for problem in problems]
+        self.check_prompts(prompts, names)
+        limit = getattr(self.causal_lm.config, "max_position_embeddings", None)
+        too_long = [
+            f"{name} has {len(ids)} tokens"
+            for name, ids in zip(names, prompts, strict=True)
+            if limit is not None and len(ids) + num_thoughts > limit
+        ]
+        if too_long:
+            thoughts = f" and {num_thoughts} thoughts follow" if num_thoughts else ""
+            found = f"{too_long[0]}{thoughts}; {self.name} has {limit} positions"
+            others = f" ({len(too_long)} of {len(prompts)} prompts are too long)"
+            if not self._has_rotary_positions:
+                raise ValueError(found + others)
+            _logger.warning("%s%s: beyond them it was not trained", found, others)
+        return prompts
+
+    def check_prompts(
+        self, prompts: Sequence[Sequence[int]], names: Sequence[str] | None = None
+    ) -> None:
+        """Checks that a model can read prompts; `names` are theirs in errors.
+
+        Raises:
+          ValueError: if a prompt has no tokens, or one that the embedding does not have.
+        """
+        for row, ids in enumerate(prompts):
+            name = f"prompt {row}" if names is None else names[row]
+            if not len(ids):
+                raise ValueError(f"{name} has no tokens; a model needs at least one")
+            if unknown := [token_id for token_id in ids if not 0 <= token_id < self.vocab_size]:
+                raise ValueError(
+                    f"{name} has the token id {unknown[0]}, but the embedding of {self.name} has "
+                    f"{self.vocab_size} tokens, 0 to {self.vocab_size - 1}: is the tokenizer "
+                    "another model's?"
+                )
+
+    @property
+    def _has_rotary_positions(self) -> bool:
+        return any("rotary" in name for name, _ in self.decoder.named_modules())
+
+    @property
+    def _is_chat(self) -> bool:
+        return (
+            self.prompt_template is None
+            and self.thought_tokens is None
+            and bool(self.tokenizer.chat_template)
+        )
+
+
+def cast_parameters(module: ModuleType, dtype: torch.dtype) -> ModuleType:
+    """Puts a module into evaluation, its parameters cast and its buffers left as they are.
+
+    Rotary frequencies are buffers in float32 whatever the parameters are; in bfloat16 they would
+    place a token some positions off.
+    """
+    module.eval().requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return module

@@ -105,7 +105,7 @@ class PatchedAnswers:
 
         context, _ = think(
             self.model,
-            [self.model.prompt_ids(problem.question) for problem in problems],
+            self.model.prompts(problems, num_thoughts=self.num_positions),
             num_positions=self.num_positions,
             feedback=self.feedback,
             layers=[self.layer],

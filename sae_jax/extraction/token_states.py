@@ -27,6 +27,7 @@ def token_activations(
     Raises:
       IndexError: if a prompt is too short.
     """
+    model.check_prompts(prompts)
     kept = torch.empty(len(layers), len(positions), len(prompts), model.d_in)
     columns = torch.tensor([_columns(prompts, position) for position in positions])
     rows = torch.arange(len(prompts))
@@ -47,6 +48,7 @@ def all_token_activations(
     Returns:
       float32 `[num_layers, num_tokens, d_in]`, without padding.
     """
+    model.check_prompts(prompts)
     kept = torch.empty(len(layers), sum(map(len, prompts)), model.d_in)
     mask = pad_left(prompts, model.device)[1].bool()
 
