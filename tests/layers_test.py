@@ -15,7 +15,7 @@ ROOT = Path(sae_jax.__file__).parent
 # From the ground up, by the longest prefix that fits. A module imports from lower layers
 # and from its own folder.
 LAYERS = (
-    ("configs", "locks", "store", "topk", "products", "statistics"),
+    ("configs", "locks", "memory", "store", "topk", "products", "statistics"),
     ("store_writer", "sae", "compact", "sparse", "data"),
     ("losses", "metrics", "formats", "features"),
     ("sweep", "hub"),
@@ -107,7 +107,7 @@ def test_a_library_is_imported_in_its_place_only(library, folders):
 
 
 def test_the_ground_layer_does_without_jax_where_it_holds_no_mathematics():
-    for module in ("configs", "locks", "store", "store_writer"):
+    for module in ("configs", "locks", "memory", "store", "store_writer"):
         assert not libraries(module, top_level=False) & {"jax", "flax", "torch"}, module
 
 
