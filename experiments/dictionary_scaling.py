@@ -55,6 +55,12 @@ _EPOCHS = flags.DEFINE_integer("epochs", 25, "Passes over the training samples."
 _COMPUTE_DTYPE = flags.DEFINE_enum(
     "compute_dtype", "float32", ["float32", "bfloat16"], "Of the training's matrix products."
 )
+_CHECKPOINT_EVERY = flags.DEFINE_integer(
+    "checkpoint_every",
+    None,
+    "Epochs between checkpoints; by default as few as keep them below 5 % of the time.",
+    lower_bound=1,
+)
 _OUTPUT = flags.DEFINE_string("output", "runs/dictionary_scaling", "Folder for everything.")
 _RESUME = flags.DEFINE_bool("resume", False, "Continue a run that was stopped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a run that is there.")
@@ -154,6 +160,7 @@ def trained(split, store_path: Path, output: Path) -> sae_jax.SweepResult:
         split.val,
         train_config,
         checkpoint_dir=output / "checkpoints",
+        checkpoint_every=_CHECKPOINT_EVERY.value,
         data={
             "activations": str(store_path.resolve()),
             "train_fraction": TRAIN_FRACTION,

@@ -20,7 +20,7 @@ from absl import app, flags, logging
 
 import sae_jax
 from sae_jax.features.scoring import score_features
-from sae_jax.locks import lock_beside
+from sae_jax.locks import lock, lock_beside
 from sae_jax.report.tables import write_csv
 from sae_jax.sweep.cache import use_compilation_cache
 from sae_jax.sweep.result import check_free
@@ -43,6 +43,12 @@ _PATH = flags.DEFINE_enum(
 )
 _TRAIN_FRACTION = flags.DEFINE_float("train_fraction", 0.8, "Share of the problems to train on.")
 _SPLIT_SEED = flags.DEFINE_integer("split_seed", 42, "Seed of the split.")
+_CHECKPOINT_EVERY = flags.DEFINE_integer(
+    "checkpoint_every",
+    None,
+    "Epochs between checkpoints; by default as few as keep them below 5 % of the time.",
+    lower_bound=1,
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the sweep.", required=True)
 _RESUME = flags.DEFINE_bool("resume", False, "Continue a run that was stopped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a sweep that is there.")
@@ -71,7 +77,8 @@ def run() -> None:
     check_free(output, _OVERWRITE.value)
     if not _RESUME.value:
         check_free(checkpoints, _OVERWRITE.value)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        with lock(checkpoints):  # Another program may be training there.
+            shutil.rmtree(checkpoints)
 
     layers, positions = [int(value) for value in _LAYER.value], [int(v) for v in _POSITION.value]
     store = sae_jax.ActivationStore.open(_ACTIVATIONS.value)
@@ -104,6 +111,7 @@ def run() -> None:
         val,
         train_config,
         checkpoint_dir=checkpoints,
+        checkpoint_every=_CHECKPOINT_EVERY.value,
         data={
             "activations": str(Path(_ACTIVATIONS.value).resolve()),
             "train_fraction": _TRAIN_FRACTION.value,
