@@ -54,6 +54,12 @@ _EPOCHS = flags.DEFINE_integer("epochs", 25, "Passes over the training samples."
 _COMPUTE_DTYPE = flags.DEFINE_enum(
     "compute_dtype", "float32", ["float32", "bfloat16"], "Of the training's matrix products."
 )
+_CHECKPOINT_EVERY = flags.DEFINE_integer(
+    "checkpoint_every",
+    None,
+    "Epochs between checkpoints; by default as few as keep them below 5 % of the time.",
+    lower_bound=1,
+)
 _OUTPUT = flags.DEFINE_string("output", "runs/dictionary_scaling", "Folder for everything.")
 _RESUME = flags.DEFINE_bool("resume", False, "Continue a run that was stopped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a run that is there.")
@@ -159,6 +165,7 @@ def trained(split: sae_jax.Split, output: Path) -> sae_jax.SweepResult:
         train_config,
         checkpoint_dir=output / "checkpoints",
         output=folder,
+        checkpoint_every=_CHECKPOINT_EVERY.value,
     )
     shutil.rmtree(output / "checkpoints")
     return result

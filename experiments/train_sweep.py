@@ -20,7 +20,7 @@ from absl import flags, logging
 
 import sae_jax
 from sae_jax.features.scoring import score_features
-from sae_jax.locks import lock_beside
+from sae_jax.locks import lock, lock_beside
 from sae_jax.report.tables import write_csv
 from sae_jax.sweep.cache import use_compilation_cache
 from sae_jax.sweep.result import check_free
@@ -54,6 +54,12 @@ _SPLIT_SEED = flags.DEFINE_integer("split_seed", 42, "Seed of the split.")
 _MAX_NORM_RATIO = flags.DEFINE_float(
     "max_norm_ratio", None, "Leave out rows whose norm is more than so many times the median."
 )
+_CHECKPOINT_EVERY = flags.DEFINE_integer(
+    "checkpoint_every",
+    None,
+    "Epochs between checkpoints; by default as few as keep them below 5 % of the time.",
+    lower_bound=1,
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the sweep.", required=True)
 _RESUME = flags.DEFINE_bool("resume", False, "Continue a run that was stopped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a sweep that is there.")
@@ -85,8 +91,9 @@ def run(output: Path, checkpoints: Path) -> None:
         path=_PATH.value,
     )
     print(plan_for(configs, train, train_config))
-    if not _RESUME.value:
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    if not _RESUME.value and checkpoints.exists():
+        with lock(checkpoints):  # Another program may be training there.
+            shutil.rmtree(checkpoints)
     result = sae_jax.train_sweep(
         configs,
         train,
@@ -95,6 +102,7 @@ def run(output: Path, checkpoints: Path) -> None:
         checkpoint_dir=checkpoints,
         output=output,
         overwrite=overwrite,
+        checkpoint_every=_CHECKPOINT_EVERY.value,
     )
     rows = score_features(result, val)
     write_csv(rows, output / "results.csv")

@@ -36,6 +36,9 @@ NUM_KEPT = 2
 # Largest share of a run's time in which a checkpoint is being made. Most of that time training
 # goes on, though slower where it needs the same cores.
 MAX_SHARE = 0.05
+# Seconds that a checkpoint is taken to cost before one was made. So the first comes after ten
+# seconds at the earliest, which is what starting and compiling again would cost.
+FIRST_COST = 0.5
 
 _UNFINISHED = ".unfinished_"
 _REMOVED = ".removed_"
@@ -69,7 +72,7 @@ class Pace:
         """
         self._every = every
         self._start = time.monotonic()
-        self._spent = self._latest = 0.0
+        self._spent, self._latest = 0.0, FIRST_COST
 
     def is_due(self, epochs: int) -> bool:
         """Whether to save after so many epochs."""

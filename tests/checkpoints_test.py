@@ -100,7 +100,7 @@ def largest_file(folder: Path) -> Path:
 
 
 def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
+    content = bytearray(path.read_bytes() or b"\0")
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
@@ -137,7 +137,6 @@ def test_one_set_aside_does_not_replace_another(uninterrupted, finished, tmp_pat
     assert [(place / "note").read_text() for place in places] == [p.name for p in places]
 
 
-@pytest.mark.slow
 def test_any_damage_to_any_file_leads_to_the_same_result(uninterrupted, finished, tmp_path):
     newest = max((finished / "group_00000").iterdir(), key=lambda p: int(p.name))
     files = [p.relative_to(finished) for p in newest.rglob("*") if p.is_file()]
@@ -359,10 +358,11 @@ def test_saving_takes_a_twentieth_of_the_time_at_most(epochs, seconds_to_save):
                 pace.add(seconds_to_save)
                 spent += seconds_to_save
                 waited = 0.0
-            # The first is made at once, since nothing is known of its cost before.
+            # What the first one costs is not known before.
             assert spent <= max(seconds_to_save, 0.05 * now[0] * (1 + 1e-9))
-            # And nothing is lost that time would have allowed to save.
-            assert waited <= 20 * 2 * seconds_to_save + epoch
+            assert spent == 0 or now[0] > 10
+            # And one is made when time allows.
+            assert waited <= 20 * max(2 * seconds_to_save, 0.5) + epoch
 
 
 def test_another_sweep_or_other_data_are_refused_with_the_difference(finished):
@@ -410,7 +410,8 @@ CHILD = textwrap.dedent(
     import checkpoints_test as here
     print("ready", flush=True)
     try:
-        here.train(Path(sys.argv[1]), train_config=here.LONG).save(sys.argv[2])
+        result = here.train(Path(sys.argv[1]), train_config=here.LONG, checkpoint_every=7)
+        result.save(sys.argv[2])
     except here.sae_jax.Preempted as notice:
         print(notice)
         sys.exit(77)

@@ -2,8 +2,10 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,78 @@ def run(script: str, *flags: str) -> subprocess.CompletedProcess:
         check=False,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
+
+
+def start(script: str, *flags: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, EXPERIMENTS / script, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+
+
+def wait_for(pattern: str, folder: Path, process: subprocess.Popen) -> None:
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+# Some minutes of training, which no test waits for.
+LONG = {
+    "train_sweep.py": ["--d_sae=10,12", "--k=2,3", "--epochs=20000"],
+    "dictionary_scaling.py": ["--epochs=20000", "--seeds=1"],
+}
+CHECKPOINTS = {
+    "train_sweep.py": "run.checkpoints/group_*/[0-9]*",
+    "dictionary_scaling.py": "run/checkpoints/group_*/[0-9]*",
+}
+
+
+@pytest.mark.parametrize("script", LONG)
+def test_a_second_run_into_one_output_is_refused_whatever_its_flags(script, store, tmp_path):
+    flags = [f"--activations={store}", "--layer=4", "--position=2", *LONG[script]]
+    flags += [f"--output={tmp_path / 'run'}", "--checkpoint_every=1"]
+    first = start(script, *flags)
+    try:
+        wait_for(CHECKPOINTS[script], tmp_path, first)
+        before = {p for p in tmp_path.rglob("*.json") if "group_" not in str(p)}
+        for more in ([], ["--resume"], ["--overwrite"], ["--resume", "--overwrite"]):
+            began = time.monotonic()
+            second = run(script, *flags, *more)
+            assert second.returncode == 1
+            assert second.stderr.splitlines()[-1] == (
+                f"error: another process is writing to {tmp_path / 'run'}"
+            )
+            assert time.monotonic() - began < 60
+            assert first.poll() is None
+        assert {p for p in tmp_path.rglob("*.json") if "group_" not in str(p)} == before
+    finally:
+        first.send_signal(signal.SIGTERM)
+        _, complaint = first.communicate()
+    assert first.returncode == 128 + signal.SIGTERM
+    (notice,) = [line for line in complaint.splitlines() if "SIGTERM" in line]
+    assert notice.endswith("; --resume continues")
+    assert "Traceback" not in complaint
+    assert list(tmp_path.glob(CHECKPOINTS[script]))
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_of_runs_started_at_once_one_trains_and_the_others_are_refused(store, tmp_path):
+    flags = [f"--activations={store}", "--layer=4", "--position=2", "--d_sae=10", "--k=2"]
+    flags += ["--epochs=2", f"--output={tmp_path / 'run'}"]
+    runs = [start("train_sweep.py", *flags, more) for more in ("--resume", "--overwrite", "-v=0")]
+    complaints = [process.communicate()[1] for process in runs]
+    codes = [process.returncode for process in runs]
+    assert codes.count(0) >= 1, complaints
+    for code, complaint in zip(codes, complaints, strict=True):
+        if code:
+            # The second refusal is that of a run that began when another had ended.
+            assert "another process is writing" in complaint or "already holds" in complaint
+            assert "Traceback" not in complaint
+    assert len(sae_jax.SweepResult.load(tmp_path / "run")) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

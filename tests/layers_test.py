@@ -15,7 +15,7 @@ ROOT = Path(sae_jax.__file__).parent
 # From the ground up, by the longest prefix that fits. A module imports from lower layers
 # and from its own folder.
 LAYERS = (
-    ("arrays", "locks", "manifest"),
+    ("arrays", "locks", "manifest", "memory"),
     ("configs", "store", "topk", "products"),
     ("statistics", "store_writer", "sae", "compact", "sparse", "data"),
     ("losses", "metrics", "formats", "features"),
@@ -108,7 +108,7 @@ def test_a_library_is_imported_in_its_place_only(library, folders):
 
 
 def test_the_ground_layer_does_without_jax_where_it_holds_no_mathematics():
-    for module in ("arrays", "configs", "locks", "manifest", "store", "store_writer"):
+    for module in ("arrays", "configs", "locks", "manifest", "memory", "store", "store_writer"):
         assert not libraries(module, top_level=False) & {"jax", "flax", "torch"}, module
 
 

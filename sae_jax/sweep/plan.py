@@ -1,7 +1,6 @@
 """Which members train together: groups that fit memory and waste little on padding."""
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -9,6 +8,7 @@ import jax
 
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.data import DataSlice
+from sae_jax.memory import memory_limit
 
 # Largest share of a group's arithmetic that padding may take unless the user says
 # otherwise. A CPU pays for padded work in full, and for another group with seconds of
@@ -218,4 +218,4 @@ def _device_memory() -> int:
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(0.8 * stats["bytes_limit"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return memory_limit() // 2

@@ -1,0 +1,54 @@
+"""How much memory this process may take."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+_V1_LIMIT = "memory.limit_in_bytes"
+_V2_LIMIT = "memory.max"
+
+
+def memory_limit(root: str | os.PathLike = "/") -> int:
+    """Bytes of memory that this process may take: the machine's, or fewer in a container.
+
+    Control groups limit what is in them together: the limits of the process's own group and
+    of all that enclose it count, in version 1 and 2. A container often sees only its own as
+    the root of the hierarchy, under whatever path the process is said to be in.
+
+    Args:
+      root: where `proc` and `sys` are.
+
+    References:
+      https://docs.kernel.org/admin-guide/cgroup-v2.html, "memory.max" and "/proc/PID/cgroup"
+      https://docs.kernel.org/admin-guide/cgroup-v1/memory.html, "memory.limit_in_bytes"
+    """
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *_group_limits(Path(root))])
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # No Linux, or no control groups.
+        return
+    mount = root / "sys/fs/cgroup"
+    for line in lines:
+        hierarchy, controllers, path = line.split(":", 2)
+        if hierarchy == "0":
+            yield from _limits(mount, path, _V2_LIMIT)
+        elif "memory" in controllers.split(","):
+            yield from _limits(mount / "memory", path, _V1_LIMIT)
+
+
+def _limits(mount: Path, path: str, name: str) -> Iterator[int]:
+    """The limits of a group and of those that enclose it, where they are visible."""
+    group = PurePosixPath(path.lstrip("/"))
+    # A path with ".." leads to a group outside of what is visible.
+    inside = [] if ".." in group.parts else [group, *group.parents]
+    for folder in {mount / part for part in inside} | {mount}:
+        try:
+            limit = (folder / name).read_text(encoding="utf-8").strip()
+        except OSError:
+            continue
+        if limit.isdecimal():  # "max" is none; version 1 says so by a number beyond all memory.
+            yield int(limit)
