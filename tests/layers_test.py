@@ -15,8 +15,9 @@ ROOT = Path(sae_jax.__file__).parent
 # From the ground up, by the longest prefix that fits. A module imports from lower layers
 # and from its own folder.
 LAYERS = (
-    ("configs", "store", "topk", "products", "statistics"),
-    ("store_writer", "sae", "compact", "sparse", "data"),
+    ("configs", "store", "products", "statistics"),
+    ("store_writer", "topk", "data"),
+    ("sae", "dense", "compact", "sparse"),
     ("losses", "metrics", "formats", "features"),
     ("sweep", "hub"),
     ("checkpoints", "evaluate", "features.scoring"),
