@@ -16,9 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 
-from sae_jax.products import product, product_with_transpose, transposed
+from sae_jax.products import (
+    ComputeDtype,
+    operand_dtype,
+    product,
+    product_with_transpose,
+    transposed,
+)
 from sae_jax.topk import top_k_mask
 
 # Into how many equal steps the widths divide the dictionary: more waste less, and compile
@@ -26,7 +31,7 @@ from sae_jax.topk import top_k_mask
 _NUM_WIDTHS = 8
 _WIDTH_MULTIPLE = 16
 
-Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6,))
@@ -37,7 +42,7 @@ def reconstruct(
     b_dec: jax.Array,
     x: jax.Array,
     k: jax.Array,
-    dtype: DTypeLike,
+    dtype: ComputeDtype,
 ) -> jax.Array:
     """Reconstructions `[b, D]` of samples by the k latents of largest magnitude.
 
@@ -46,9 +51,9 @@ def reconstruct(
     Args:
       w_enc_t: the encoder transposed, `[F, D]`, so that a latent is a row of it.
       b_enc, w_dec, b_dec: `[F]`, `[F, D]`, `[D]`.
-      x: `[b, D]`; a constant to the derivative.
+      x: `[b, D]`.
       k: latents kept; may be traced.
-      dtype: to which the operands of products are rounded; sums are float32.
+      dtype: how products are computed.
     """
     return _forward(w_enc_t, b_enc, w_dec, b_dec, x, k, dtype)[0]
 
@@ -60,45 +65,54 @@ def _forward(
     b_dec: jax.Array,
     x: jax.Array,
     k: jax.Array,
-    dtype: DTypeLike,
+    dtype: ComputeDtype,
 ) -> tuple[jax.Array, Residuals]:
-    pre = product_with_transpose(w_enc_t.astype(dtype), x.astype(dtype)) + b_enc[:, None]
+    pre = product_with_transpose(w_enc_t, x, dtype) + b_enc[:, None]
     mask = top_k_mask(jnp.abs(pre).T, k).T
     z = jnp.where(mask, pre, 0.0)
     # Latents that fire come first; the others fill up the width that is computed, with zeros.
-    order = jnp.argsort(~jnp.any(mask, axis=1), stable=True)
+    order = jnp.argsort(~jnp.any(mask, axis=1), stable=True).astype(jnp.int32)
 
     def decode(width: int, z: jax.Array, w_dec: jax.Array) -> jax.Array:
         z, w_dec = (_first_rows(a, order, width) for a in (z, w_dec))
-        return product(transposed(z.astype(dtype)), w_dec.astype(dtype))
+        return product(transposed(z.astype(operand_dtype(dtype))), w_dec, dtype)
 
-    x_hat = _at_least_wide(_num_firing(mask), decode, z, w_dec) + b_dec
-    return x_hat, (w_dec, x, z, mask, order)
+    x_hat = _at_least_wide(_num_firing(mask), decode, z, w_dec) + b_dec[None, :]
+    return x_hat, (w_enc_t, w_dec, x, z, mask, order)
 
 
 def _backward(
-    dtype: DTypeLike, residuals: Residuals, gradient: jax.Array
+    dtype: ComputeDtype, residuals: Residuals, gradient: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-    w_dec, x, z, mask, order = residuals
-    rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))
+    w_enc_t, w_dec, x, z, mask, order = residuals
+    rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=order.dtype))
+
+    def latent_gradients(width: int, w_dec: jax.Array, mask: jax.Array) -> jax.Array:
+        w_dec, mask = (_first_rows(a, order, width) for a in (w_dec, mask))
+        return jnp.where(mask, product_with_transpose(w_dec, gradient, dtype), 0.0)
 
     def gradients(
         width: int, w_dec: jax.Array, z: jax.Array, mask: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        w_dec, z, mask = (_first_rows(a, order, width) for a in (w_dec, z, mask))
-        rounded = gradient.astype(dtype)
-        z_grad = product_with_transpose(w_dec.astype(dtype), rounded)
-        z_grad = jnp.where(mask, z_grad, 0.0)
+        z_grad = latent_gradients(width, w_dec, mask)
+        z = _first_rows(z, order, width)
         return (
-            _at_ranks(product(z_grad.astype(dtype), x.astype(dtype)), rank),
+            _at_ranks(product(z_grad, x, dtype), rank),
             _at_ranks(jnp.sum(z_grad, axis=1), rank),
-            _at_ranks(product(z.astype(dtype), rounded), rank),
+            _at_ranks(product(z, gradient, dtype), rank),
         )
 
-    w_enc_grad, b_enc_grad, w_dec_grad = _at_least_wide(
-        _num_firing(mask), gradients, w_dec, z, mask
-    )
-    return w_enc_grad, b_enc_grad, w_dec_grad, jnp.sum(gradient, axis=0), None, None
+    def sample_gradients(
+        width: int, w_enc_t: jax.Array, w_dec: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        z_grad = latent_gradients(width, w_dec, mask)
+        return product(z_grad.T, _first_rows(w_enc_t, order, width), dtype)
+
+    num_firing = _num_firing(mask)
+    w_enc_grad, b_enc_grad, w_dec_grad = _at_least_wide(num_firing, gradients, w_dec, z, mask)
+    # Apart from the others, so that where samples are constants nothing of it is computed.
+    x_grad = _at_least_wide(num_firing, sample_gradients, w_enc_t, w_dec, mask)
+    return w_enc_grad, b_enc_grad, w_dec_grad, jnp.sum(gradient, axis=0), x_grad, None
 
 
 reconstruct.defvjp(_forward, _backward)
@@ -106,7 +120,7 @@ reconstruct.defvjp(_forward, _backward)
 
 def _num_firing(mask: jax.Array) -> jax.Array:
     """How many latents, of `[F, b]`, some sample selects."""
-    return jnp.sum(jnp.any(mask, axis=1))
+    return jnp.sum(jnp.any(mask, axis=1), dtype=jnp.int32)
 
 
 def _at_least_wide(num_rows: jax.Array, function: Callable[..., Any], *arrays: jax.Array) -> Any:

@@ -72,8 +72,9 @@ class TrainConfig:
       epochs: passes over the training samples.
       batch_size: samples a step; the last, smaller batch of an epoch is kept.
       data_seed: PRNG seed of the order of the samples, for members that name none.
-      compute_dtype: of the matrix products; accumulation, parameters and optimizer
-        state stay float32.
+      compute_dtype: of the matrix products: `"float32"`, on every device; `"tf32"`, TF32 on
+        GPUs that have it, three bfloat16 passes on TPUs, float32 elsewhere; or `"bfloat16"`.
+        Accumulation, parameters and optimizer state stay float32, and so do scores.
       path: to which latents decoding and gradients are confined: `"dense"`, all;
         `"compact"`, those that fire in the batch; `"sparse"`, for each sample its k. Results
         are equal up to rounding; `"auto"` takes what should be fastest for each member.
@@ -85,7 +86,7 @@ class TrainConfig:
     epochs: int = 25
     batch_size: int = 256
     data_seed: int = 0
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "tf32", "bfloat16"] = "float32"
     path: Literal["auto", "dense", "compact", "sparse"] = "auto"
     max_padding: float | None = None
     memory_budget: int | None = None
@@ -96,9 +97,10 @@ class TrainConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed is 1 or more")
-        if self.compute_dtype not in ("float32", "bfloat16"):
+        if self.compute_dtype not in ("float32", "tf32", "bfloat16"):
             raise ValueError(
-                f"compute_dtype is {self.compute_dtype!r}; allowed are 'float32' and 'bfloat16'"
+                f"compute_dtype is {self.compute_dtype!r}; allowed are 'float32', 'tf32' and"
+                " 'bfloat16'"
             )
         if self.path not in ("auto", "dense", "compact", "sparse"):
             raise ValueError(

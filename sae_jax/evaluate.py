@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -33,8 +34,10 @@ def evaluate_group(
     Returns:
       One dict a member: scalars, and `firing_rate` and `mean_magnitude` of length d_sae.
     """
-    batches = padded_batches(x, min(batch_size, len(x)))
-    stacked = jax.device_get(_group_metrics(params, k, d_sae, *batches))
+    batch_size = min(batch_size, len(x))
+    batches, mask = padded_batches(x, batch_size)
+    outliers, _ = padded_batches(metrics.outlier_rows(x)[:, None], batch_size)
+    stacked = jax.device_get(_group_metrics(params, k, d_sae, batches, mask, outliers[..., 0]))
     return [
         {
             name: values[i].item() if values[i].ndim == 0 else values[i][: int(size)]
@@ -46,29 +49,39 @@ def evaluate_group(
 
 @jax.jit
 def _group_metrics(
-    params: Params, k: jax.Array, d_sae: jax.Array, batches: jax.Array, mask: jax.Array
+    params: Params,
+    k: jax.Array,
+    d_sae: jax.Array,
+    batches: jax.Array,
+    mask: jax.Array,
+    outliers: jax.Array,
 ) -> dict[str, jax.Array]:
     _, d_in, width = params["w_enc"].shape
 
     def one(
-        params: Params, k: jax.Array, sums: metrics.MetricSums, x: jax.Array, mask: jax.Array
+        params: Params,
+        k: jax.Array,
+        sums: metrics.MetricSums,
+        x: jax.Array,
+        mask: jax.Array,
+        outliers: jax.Array,
     ) -> metrics.MetricSums:
         sae = member_sae(params, k)
         z = sae.encode(x)
-        return metrics.update(sums, x, z, sae.decode(z), mask)
+        return metrics.update(sums, x, z, sae.decode(z), mask, outliers)
 
     def step(
-        sums: metrics.MetricSums, batch: tuple[jax.Array, jax.Array]
+        sums: metrics.MetricSums, batch: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[metrics.MetricSums, None]:
-        return jax.vmap(one, in_axes=(0, 0, 0, None, None))(params, k, sums, *batch), None
+        return jax.vmap(one, in_axes=(0, 0, 0, None, None, None))(params, k, sums, *batch), None
 
     zeros = jax.vmap(lambda _: metrics.MetricSums.zeros(d_in, width))(k)
-    sums, _ = lax.scan(step, zeros, (batches, mask))
+    sums, _ = lax.scan(step, zeros, (batches, mask, outliers))
     return jax.vmap(partial(_finalize, width=width))(sums, d_sae, params["w_dec"])
 
 
 def _finalize(
     sums: metrics.MetricSums, d_sae: jax.Array, w_dec: jax.Array, *, width: int
 ) -> dict[str, jax.Array]:
-    scores = metrics.finalize(sums, jax.numpy.arange(width) < d_sae)
+    scores = metrics.finalize(sums, jnp.arange(width, dtype=jnp.int32) < d_sae)
     return scores | metrics.decoder_coherence(w_dec, scores["firing_rate"] > 0)

@@ -1,76 +1,102 @@
-"""The matrix product of the forward pass, with the gradient that hardware runs fastest."""
+"""Matrix products whose precision is what its name says, on every device."""
 
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
+
+ComputeDtype = Literal["float32", "tf32", "bfloat16"]
+"""How a product is computed; sums and results are float32 in every case.
+
+`"float32"`: nothing is rounded, where XLA's own default is TF32 on recent NVIDIA GPUs and
+bfloat16 on TPUs. `"tf32"`: float32 operands, whose products take TF32 (10 bits of mantissa)
+on GPUs that have it, three bfloat16 passes (some 16 bits) on TPUs, and float32 elsewhere,
+as on CPUs. `"bfloat16"`: operands are rounded to bfloat16.
+"""
+
+COMPUTE_DTYPES: tuple[ComputeDtype, ...] = ("float32", "tf32", "bfloat16")
+
+# Named for each product, so that `jax_default_matmul_precision` has no say.
+PRECISION = {
+    "float32": lax.Precision.HIGHEST,
+    "tf32": lax.Precision.HIGH,
+    "bfloat16": lax.Precision.DEFAULT,
+}
 
 
-def dot(a: jax.Array, b: jax.Array, dtype: DTypeLike) -> jax.Array:
+def operand_dtype(dtype: ComputeDtype) -> jnp.dtype:
+    """The dtype of the operands of products."""
+    return jnp.dtype("bfloat16" if dtype == "bfloat16" else "float32")
+
+
+def product(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Array:
     """`a @ b` with operands rounded to `dtype` and sums in float32.
 
-    The derivative has the same precision: the operands of its products are rounded to
-    `dtype` as well.
-
     Args:
-      a: `[..., m, n]`.
-      b: `[n, p]`.
-      dtype: of the operands.
+      a: `[..., n]`.
+      b: `[n, p]` or `[n]`.
+      dtype: how the product is computed.
 
     Returns:
-      float32, `[..., m, p]`.
+      float32, `[..., p]` or `[...]`.
     """
-    rows = a.reshape(-1, a.shape[-1])
-    return _dot(rows, b, dtype).reshape(*a.shape[:-1], b.shape[-1])
+    operands = operand_dtype(dtype)
+    return jnp.dot(
+        a.astype(operands),
+        b.astype(operands),
+        precision=PRECISION[dtype],
+        preferred_element_type=jnp.float32,
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _dot(a: jax.Array, b: jax.Array, dtype: DTypeLike) -> jax.Array:
-    return product(a.astype(dtype), b.astype(dtype))
+def training_product(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Array:
+    """`product` of two matrices, with the gradient that hardware runs fastest.
+
+    Its derivative has the same precision: the operands of both products in it are rounded
+    as well. There is no forward mode.
+    """
+    return product(a, b, dtype)
 
 
 def _forward(
-    a: jax.Array, b: jax.Array, dtype: DTypeLike
+    a: jax.Array, b: jax.Array, dtype: ComputeDtype
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    a, b = a.astype(dtype), b.astype(dtype)
-    return product(a, b), (a, b)
+    a, b = a.astype(operand_dtype(dtype)), b.astype(operand_dtype(dtype))
+    return product(a, b, dtype), (a, b)
 
 
 def _backward(
-    dtype: DTypeLike, operands: tuple[jax.Array, jax.Array], gradient: jax.Array
+    dtype: ComputeDtype, operands: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     a, b = operands
-    gradient = gradient.astype(dtype)
+    gradient = gradient.astype(a.dtype)
     # A float32 product reads a transpose in place; copying pays only for the smaller operand.
     in_place = a.dtype == jnp.float32 and a.shape[1] > gradient.shape[1]
     a_t = a.T if in_place else transposed(a)
-    return product_with_transpose(gradient, b), product(a_t, gradient)
+    return product_with_transpose(gradient, b, dtype), product(a_t, gradient, dtype)
 
 
-_dot.defvjp(_forward, _backward)
+training_product.defvjp(_forward, _backward)
 
 
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`a @ b` of two matrices of one dtype, summed in float32."""
-    return jnp.dot(a, b, preferred_element_type=jnp.float32)
-
-
-def product_with_transpose(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`a @ b.T` of two matrices of one dtype, summed in float32."""
+def product_with_transpose(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Array:
+    """`a @ b.T` of two matrices, with operands rounded to `dtype` and sums in float32."""
+    a, b = a.astype(operand_dtype(dtype)), b.astype(operand_dtype(dtype))
     if b.dtype == jnp.float32:
-        return product(a, b.T)
+        return product(a, b.T, dtype)
 
     def on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
         # A copy costs its size, and many times that of wide rows a power of two apart, which
         # evict each other from the cache. Copying `a` instead of `b` takes one of the result
         # too, in float32 and dearer by the byte.
         if len(a) * (b.shape[1] + 4 * len(b)) > len(b) * b.shape[1]:
-            return product(a, transposed(b))
-        return lax.optimization_barrier(product(b, transposed(a))).T
+            return product(a, transposed(b), dtype)
+        return lax.optimization_barrier(product(b, transposed(a), dtype)).T
 
-    return lax.platform_dependent(a, b, cpu=on_cpu, default=lambda a, b: product(a, b.T))
+    return lax.platform_dependent(a, b, cpu=on_cpu, default=lambda a, b: product(a, b.T, dtype))
 
 
 def transposed(a: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Sparse autoencoders as Flax modules: parameters, `encode` and `decode`."""
 
+import math
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -9,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from sae_jax.products import dot
+from sae_jax.products import COMPUTE_DTYPES, ComputeDtype, product
 from sae_jax.topk import top_k_mask
 
 Params = dict[str, jax.Array]
@@ -38,16 +39,17 @@ def init_params(key: jax.Array, d_in: int, d_sae: jax.Array | int, width: int) -
       float32 parameters; latents from `d_sae` on are zero.
     """
     enc_key, dec_key, b_enc_key, b_dec_key = jax.random.split(key, 4)
-    enc_bound = 1.0 / np.sqrt(d_in)
+    enc_bound = 1.0 / math.sqrt(d_in)
     dec_bound = jax.lax.rsqrt(jnp.asarray(d_sae, jnp.float32))
 
     def draw(key: jax.Array, bound: jax.Array | float, shape: tuple[int, ...]) -> jax.Array:
-        return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * bound
+        return jax.random.uniform(key, shape, jnp.float32, minval=-1.0, maxval=1.0) * bound
 
     def draw_latents(key: jax.Array, bound: jax.Array | float, shape: tuple[int, ...]) -> jax.Array:
-        keys = jax.vmap(lambda latent: jax.random.fold_in(key, latent))(jnp.arange(width))
+        latents = jnp.arange(width, dtype=jnp.int32)
+        keys = jax.vmap(lambda latent: jax.random.fold_in(key, latent))(latents)
         rows = jax.vmap(lambda key: draw(key, bound, shape))(keys)
-        real = jnp.arange(width) < d_sae
+        real = latents < d_sae
         return jnp.where(real.reshape((-1,) + (1,) * len(shape)), rows, 0.0)
 
     w_dec = draw_latents(dec_key, dec_bound, (d_in,))
@@ -69,7 +71,8 @@ class SAE(nnx.Module):
       normalize_input: whether each sample is standardized by its own mean and unbiased
         standard deviation before encoding, and the reconstruction scaled back (Gao et
         al. 2024, arXiv:2406.04093, and the code published with it).
-      dtype: to which the operands of both products are rounded; sums are float32.
+      dtype: how both products are computed, a `products.ComputeDtype`; parameters, latents
+        and reconstructions are float32.
     """
 
     def __init__(
@@ -78,12 +81,13 @@ class SAE(nnx.Module):
         *,
         center_input: bool = False,
         normalize_input: bool = False,
-        dtype: DTypeLike = jnp.float32,
+        dtype: ComputeDtype | DTypeLike = "float32",
     ):
-        """Takes parameters as they are.
+        """Takes parameters, as float32.
 
         Raises:
-          ValueError: if a parameter is missing, unknown, or of another shape than the rest.
+          ValueError: if a parameter is missing, unknown, or of another shape than the rest;
+            if `dtype` is none of `products.COMPUTE_DTYPES`.
         """
         if sorted(params) != sorted(PARAM_NAMES):
             raise ValueError(f"parameters are {sorted(params)}; expected {sorted(PARAM_NAMES)}")
@@ -99,13 +103,13 @@ class SAE(nnx.Module):
         }
         if shapes != expected:
             raise ValueError(f"parameter shapes are {shapes}; w_enc calls for {expected}")
-        self.w_enc = nnx.Param(jnp.asarray(params["w_enc"]))
-        self.b_enc = nnx.Param(jnp.asarray(params["b_enc"]))
-        self.w_dec = nnx.Param(jnp.asarray(params["w_dec"]))
-        self.b_dec = nnx.Param(jnp.asarray(params["b_dec"]))
+        self.w_enc = nnx.Param(jnp.asarray(params["w_enc"], jnp.float32))
+        self.b_enc = nnx.Param(jnp.asarray(params["b_enc"], jnp.float32))
+        self.w_dec = nnx.Param(jnp.asarray(params["w_dec"], jnp.float32))
+        self.b_dec = nnx.Param(jnp.asarray(params["b_dec"], jnp.float32))
         self.center_input = center_input
         self.normalize_input = normalize_input
-        self.dtype = jnp.dtype(dtype)
+        self.dtype = _compute_dtype(dtype)
 
     @property
     def d_in(self) -> int:
@@ -127,16 +131,18 @@ class SAE(nnx.Module):
         raise NotImplementedError(f"{type(self).__name__} does not define an activation function")
 
     def encode(self, x: jax.Array) -> jax.Array:
-        """Latents `[..., F]` of samples `[..., D]`."""
+        """Latents `[..., F]` of samples `[..., D]`, float32."""
+        x = jnp.asarray(x, jnp.float32)
         if self.normalize_input:
             mean, std = _sample_moments(x)
             x = (x - mean) / (std + _STD_EPS)
         if self.center_input:
-            x = x - self.b_dec[...]
-        return self.activate(dot(x, self.w_enc[...], self.dtype) + self.b_enc[...])
+            x = x - _as_row(self.b_dec[...], x)
+        pre = product(x, self.w_enc[...], self.dtype)
+        return self.activate(pre + _as_row(self.b_enc[...], pre))
 
     def decode(self, z: jax.Array, x: jax.Array | None = None) -> jax.Array:
-        """Reconstructions `[..., D]` of latents `[..., F]`.
+        """Reconstructions `[..., D]` of latents `[..., F]`, float32.
 
         Args:
           z: latents.
@@ -146,12 +152,13 @@ class SAE(nnx.Module):
         Raises:
           ValueError: if `normalize_input` is set and `x` is missing.
         """
-        x_hat = dot(z, self.w_dec[...], self.dtype) + self.b_dec[...]
+        x_hat = product(jnp.asarray(z), self.w_dec[...], self.dtype)
+        x_hat = x_hat + _as_row(self.b_dec[...], x_hat)
         if not self.normalize_input:
             return x_hat
         if x is None:
             raise ValueError("this SAE normalizes its input: decode(z, x) needs the samples x")
-        mean, std = _sample_moments(x)
+        mean, std = _sample_moments(jnp.asarray(x, jnp.float32))
         return x_hat * std + mean
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -176,7 +183,7 @@ class TopKSAE(SAE):
         rule: Literal["abs", "relu"] = "abs",
         center_input: bool = False,
         normalize_input: bool = False,
-        dtype: DTypeLike = jnp.float32,
+        dtype: ComputeDtype | DTypeLike = "float32",
     ):
         super().__init__(
             params, center_input=center_input, normalize_input=normalize_input, dtype=dtype
@@ -190,7 +197,12 @@ class TopKSAE(SAE):
 
     @classmethod
     def init(
-        cls, key: jax.Array, d_in: int, d_sae: int, k: int, dtype: DTypeLike = jnp.float32
+        cls,
+        key: jax.Array,
+        d_in: int,
+        d_sae: int,
+        k: int,
+        dtype: ComputeDtype | DTypeLike = "float32",
     ) -> Self:
         """A fresh SAE of the published recipe; see `init_params`."""
         return cls(init_params(key, d_in, d_sae, width=d_sae), k, dtype=dtype)
@@ -218,18 +230,32 @@ class JumpReLUSAE(SAE):
         *,
         center_input: bool = False,
         normalize_input: bool = False,
-        dtype: DTypeLike = jnp.float32,
+        dtype: ComputeDtype | DTypeLike = "float32",
     ):
         super().__init__(
             params, center_input=center_input, normalize_input=normalize_input, dtype=dtype
         )
         if np.shape(threshold) != (self.d_sae,):
             raise ValueError(f"threshold has shape {np.shape(threshold)}; expected ({self.d_sae},)")
-        self.threshold = nnx.Param(jnp.asarray(threshold))
+        self.threshold = nnx.Param(jnp.asarray(threshold, jnp.float32))
 
     def activate(self, pre: jax.Array) -> jax.Array:
         """Pre-activations above their threshold and above zero, zero elsewhere."""
-        return jax.nn.relu(pre) * (pre > self.threshold[...])
+        return jax.nn.relu(pre) * (pre > _as_row(self.threshold[...], pre))
+
+
+def _compute_dtype(dtype: ComputeDtype | DTypeLike) -> ComputeDtype:
+    """The name of a way to compute products, or of a dtype."""
+    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    for allowed in COMPUTE_DTYPES:
+        if name == allowed:
+            return allowed
+    raise ValueError(f"dtype is {name!r}; allowed are {COMPUTE_DTYPES}")
+
+
+def _as_row(vector: jax.Array, like: jax.Array) -> jax.Array:
+    """A vector with leading axes of length 1, so that its rank is that of another array."""
+    return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
 def _sample_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:

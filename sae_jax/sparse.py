@@ -10,9 +10,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 
-from sae_jax.products import dot, product_with_transpose
+from sae_jax.products import (
+    PRECISION,
+    ComputeDtype,
+    operand_dtype,
+    product,
+    product_with_transpose,
+)
 
 # The latents of a row in blocks: the k blocks of largest maxima hold the k largest entries.
 _BLOCK = 16
@@ -28,7 +33,7 @@ _UNROLL = 8
 # Samples whose selected rows are gathered before they are multiplied.
 _SAMPLES_AT_ONCE = 16
 
-Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def top_k(values: jax.Array, k: int) -> jax.Array:
@@ -68,17 +73,17 @@ def reconstruct(
     x: jax.Array,
     k: jax.Array,
     k_max: int,
-    dtype: DTypeLike,
+    dtype: ComputeDtype,
 ) -> jax.Array:
     """Reconstructions `[b, D]` of samples by the k latents of largest magnitude.
 
     Args:
       w_enc_t: the encoder transposed, `[F, D]`, so that a latent is a row of it.
       b_enc, w_dec, b_dec: `[F]`, `[F, D]`, `[D]`.
-      x: `[b, D]`; a constant to the derivative.
+      x: `[b, D]`.
       k: latents kept; may be traced.
       k_max: at least k, at most F.
-      dtype: to which the operands of products are rounded; sums are float32.
+      dtype: how products are computed.
     """
     return _forward(w_enc_t, b_enc, w_dec, b_dec, x, k, k_max, dtype)[0]
 
@@ -91,33 +96,35 @@ def _forward(
     x: jax.Array,
     k: jax.Array,
     k_max: int,
-    dtype: DTypeLike,
+    dtype: ComputeDtype,
 ) -> tuple[jax.Array, Residuals]:
-    pre = product_with_transpose(x.astype(dtype), w_enc_t.astype(dtype)) + b_enc
+    pre = product_with_transpose(x, w_enc_t, dtype) + b_enc[None, :]
     indices = top_k(jnp.abs(pre), k_max)
-    kept = jnp.arange(k_max) < k
+    kept = jnp.arange(k_max, dtype=jnp.int32)[None, :] < k
     values = jnp.where(kept, jnp.take_along_axis(pre, indices, axis=1), 0.0)
     w_dec = _rounded(w_dec, dtype)
-    x_hat = _sum_of_rows(_rounded(values, dtype), indices, w_dec) + b_dec
+    x_hat = _sum_of_rows(_rounded(values, dtype), indices, w_dec) + b_dec[None, :]
     # A latent that is not kept gets an index of its own, past the end.
-    return x_hat, (w_dec, x, values, jnp.where(kept, indices, len(w_dec)))
+    return x_hat, (w_enc_t, w_dec, x, values, jnp.where(kept, indices, len(w_dec)))
 
 
 def _backward(
-    k_max: int, dtype: DTypeLike, residuals: Residuals, gradient: jax.Array
+    k_max: int, dtype: ComputeDtype, residuals: Residuals, gradient: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-    w_dec, x, values, indices = residuals
+    w_enc_t, w_dec, x, values, indices = residuals
     num_latents = len(w_dec)
     rounded = _rounded(gradient, dtype)
-    value_grads = _products_with_rows(rounded, indices, w_dec)
+    value_grads = _products_with_rows(rounded, indices, w_dec, dtype)
     value_grads = jnp.where(indices < num_latents, value_grads, 0.0)
+    rounded_value_grads = _rounded(value_grads, dtype)
     sums = partial(_sums_over_samples, indices, *_slots(indices, num_latents), dtype)
     return (
-        sums(_rounded(value_grads, dtype), _rounded(x, dtype)),
-        jnp.zeros(num_latents).at[indices].add(value_grads, mode="drop"),
+        sums(rounded_value_grads, _rounded(x, dtype)),
+        jnp.zeros(num_latents, jnp.float32).at[indices].add(value_grads, mode="drop"),
         sums(_rounded(values, dtype), rounded),
         jnp.sum(gradient, axis=0),
-        None,
+        # Not computed where samples are constants, as nothing else needs it.
+        _sum_of_rows(rounded_value_grads, indices, _rounded(w_enc_t, dtype)),
         None,
     )
 
@@ -125,11 +132,12 @@ def _backward(
 reconstruct.defvjp(_forward, _backward)
 
 
-def _rounded(a: jax.Array, dtype: DTypeLike) -> jax.Array:
+def _rounded(a: jax.Array, dtype: ComputeDtype) -> jax.Array:
     """`a` rounded to `dtype` but kept in float32, of which XLA's CPU backend gathers faster."""
-    if jnp.dtype(dtype) == jnp.float32:
+    operands = operand_dtype(dtype)
+    if operands == jnp.float32:
         return a
-    info = jnp.finfo(dtype)
+    info = jnp.finfo(operands)
     return lax.reduce_precision(a, exponent_bits=info.nexp, mantissa_bits=info.nmant)
 
 
@@ -140,16 +148,18 @@ def _sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.
         value, index = column
         return total + value[:, None] * rows[index], None
 
-    zeros = jnp.zeros((len(values), rows.shape[1]))
+    zeros = jnp.zeros((len(values), rows.shape[1]), jnp.float32)
     return lax.scan(add, zeros, (values.T, indices.T), unroll=_UNROLL)[0]
 
 
-def _products_with_rows(x: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:
+def _products_with_rows(
+    x: jax.Array, indices: jax.Array, rows: jax.Array, dtype: ComputeDtype
+) -> jax.Array:
     """For each sample, its inner products with the rows that it selects, `[b, k]`."""
 
     def products(sample: tuple[jax.Array, jax.Array]) -> jax.Array:
         x, indices = sample
-        return rows[indices] @ x
+        return jnp.dot(rows[indices], x, precision=PRECISION[dtype])
 
     return lax.map(products, (x, indices), batch_size=_SAMPLES_AT_ONCE)
 
@@ -168,7 +178,7 @@ def _sums_over_samples(
     indices: jax.Array,
     slots: jax.Array,
     counts: jax.Array,
-    dtype: DTypeLike,
+    dtype: ComputeDtype,
     values: jax.Array,
     x: jax.Array,
 ) -> jax.Array:
@@ -179,7 +189,7 @@ def _sums_over_samples(
     batch_size, k = indices.shape
     num_latents = len(counts)
     sample = lax.broadcasted_iota(jnp.int32, indices.shape, 0)
-    empty = jnp.zeros((_NUM_SLOTS, num_latents))
+    empty = jnp.zeros((_NUM_SLOTS, num_latents), jnp.float32)
     slot_values = empty.at[slots, indices].set(values, mode="drop")
     slot_samples = empty.astype(jnp.int32).at[slots, indices].set(sample, mode="drop")
 
@@ -187,7 +197,7 @@ def _sums_over_samples(
     max_crowded = min(batch_size * k // (_NUM_SLOTS + 1), num_latents)
     nowhere = max_crowded + 1
     # Row max_crowded stays zero, for all latents that are not crowded.
-    rank = jnp.where(crowded, jnp.cumsum(crowded) - 1, max_crowded)
+    rank = jnp.where(crowded, jnp.cumsum(crowded, dtype=jnp.int32) - 1, max_crowded)
 
     def gathered(total: jax.Array) -> jax.Array:
         for value, index in zip(slot_values, slot_samples, strict=True):
@@ -197,9 +207,9 @@ def _sums_over_samples(
     def with_late_samples() -> jax.Array:
         late_rank = rank.at[indices].get(mode="fill", fill_value=nowhere)
         late = jnp.where(slots >= _NUM_SLOTS, late_rank, nowhere)
-        z = jnp.zeros((max_crowded + 1, batch_size), dtype)
-        z = z.at[late, sample].set(values.astype(dtype), mode="drop")
-        return gathered(dot(z, x, dtype)[rank])
+        z = jnp.zeros((max_crowded + 1, batch_size), operand_dtype(dtype))
+        z = z.at[late, sample].set(values.astype(z.dtype), mode="drop")
+        return gathered(product(z, x, dtype)[rank])
 
-    zeros = jnp.zeros((num_latents, x.shape[1]))
+    zeros = jnp.zeros((num_latents, x.shape[1]), jnp.float32)
     return lax.cond(jnp.any(crowded), with_late_samples, lambda: gathered(zeros))

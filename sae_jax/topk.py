@@ -6,6 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sae_jax.products import product
+
+# Up to which float32 counts one by one.
+_MAX_FLOAT_COUNT = 2**24
+
 
 def top_k_mask(values: jax.Array, k: jax.Array | int) -> jax.Array:
     """Marks the k largest entries of each row; among equal entries the lower index wins.
@@ -22,8 +27,11 @@ def top_k_mask(values: jax.Array, k: jax.Array | int) -> jax.Array:
     Returns:
       A boolean mask of the shape of `values` with exactly k true entries in each row.
     """
+    # The choice of latents is a constant to every derivative.
+    values = lax.stop_gradient(values).astype(jnp.float32)
+    k = jnp.asarray(k, jnp.int32)
     # Bits of non-negative floats, read as signed integers, are in the floats' order.
-    bits = lax.bitcast_convert_type(values.astype(jnp.float32), jnp.int32)
+    bits = lax.bitcast_convert_type(values, jnp.int32)
     threshold = _kth_largest(bits, k)
     above = bits > threshold
     tied = bits == threshold
@@ -33,18 +41,20 @@ def top_k_mask(values: jax.Array, k: jax.Array | int) -> jax.Array:
 
 
 def _count(mask: jax.Array) -> jax.Array:
-    """True entries of each row, `[..., 1]`; exact up to 2^24 latents.
+    """True entries of each row, int32 `[..., 1]`.
 
     XLA's CPU backend multiplies by ones in less time than it sums.
     """
+    if mask.shape[-1] > _MAX_FLOAT_COUNT:
+        return jnp.sum(mask, axis=-1, keepdims=True, dtype=jnp.int32)
 
-    def product(ones: jax.Array) -> jax.Array:
-        return jnp.dot(ones, jnp.ones((mask.shape[-1], 1), jnp.float32))
+    def times_ones(ones: jax.Array) -> jax.Array:
+        return product(ones, jnp.ones((mask.shape[-1], 1), jnp.float32), "float32")
 
     def total(ones: jax.Array) -> jax.Array:
         return jnp.sum(ones, axis=-1, keepdims=True)
 
-    count = lax.platform_dependent(mask.astype(jnp.float32), cpu=product, default=total)
+    count = lax.platform_dependent(mask.astype(jnp.float32), cpu=times_ones, default=total)
     return count.astype(jnp.int32)
 
 

@@ -50,7 +50,10 @@ def test_refused_members(fields, message):
         ({"batch_size": 2.5}, r"batch_size is 2.5; allowed is an integer"),
         ({"data_seed": -1}, r"data_seed is -1; allowed is 0 to 2\*\*32 - 1"),
         ({"data_seed": 2**32}, r"data_seed is 4294967296; allowed is 0 to 2\*\*32 - 1"),
-        ({"compute_dtype": "float16"}, r"compute_dtype is 'float16'; allowed are 'float32' and"),
+        (
+            {"compute_dtype": "float16"},
+            r"compute_dtype is 'float16'; allowed are 'float32', 'tf32'",
+        ),
         ({"path": "fast"}, r"path is 'fast'; allowed are 'auto', 'dense', 'compact' and 'sparse'"),
         ({"max_padding": 1.0}, r"max_padding is 1.0; allowed is 0 up to below 1"),
         ({"max_padding": -0.1}, r"max_padding is -0.1; allowed"),

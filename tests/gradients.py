@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import sae_jax
-from sae_jax import losses
-from sae_jax.sae import PARAM_NAMES, init_params
-from sae_jax.sweep.step import member_sae
+from sae_jax import dense, losses
+from sae_jax.sae import PARAM_NAMES, TopKSAE, init_params
 
 D_IN = 24
 
@@ -30,7 +29,8 @@ def doubled(params):
 
 
 def dense_loss(params, x, k, dtype="float32"):
-    return losses.mse(member_sae(params, k, dtype)(x), x)
+    parameters = (params[name] for name in PARAM_NAMES)
+    return losses.mse(dense.reconstruct(*parameters, x, k, dtype), x)
 
 
 def assert_dense_gradients(loss_of, params, x, k, dtype="float32", tolerance=1e-5):
@@ -43,6 +43,19 @@ def assert_dense_gradients(loss_of, params, x, k, dtype="float32", tolerance=1e-
         np.testing.assert_allclose(
             found_grads[name], grads[name], rtol=0, atol=tolerance * scale, err_msg=name
         )
+
+
+def assert_gradients_of_samples(loss_of, params, x, k, tolerance=1e-5):
+    """Compares the gradient of `loss_of(params, x, k)` in `x` with the public module's."""
+
+    def module_loss(x):
+        return losses.mse(TopKSAE(params, int(k))(x), x)
+
+    expected = jax.grad(module_loss)(x)
+    found = jax.jit(jax.grad(loss_of, argnums=1))(params, x, k)
+    scale = float(jnp.abs(expected).max())
+    assert scale > 0
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
 
 
 def assert_dense_sweep(path, members, **options):

@@ -16,8 +16,9 @@ ROOT = Path(sae_jax.__file__).parent
 # and from its own folder.
 LAYERS = (
     ("arrays", "locks", "manifest", "memory"),
-    ("configs", "store", "topk", "products"),
-    ("statistics", "store_writer", "sae", "compact", "sparse", "data"),
+    ("configs", "store", "products"),
+    ("statistics", "store_writer", "topk", "data"),
+    ("sae", "dense", "compact", "sparse"),
     ("losses", "metrics", "formats", "features"),
     ("sweep", "hub"),
     ("checkpoints", "evaluate", "features.scoring"),

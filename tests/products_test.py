@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from sae_jax.products import dot, transposed
+from sae_jax.products import training_product, transposed
 
 
 def operands(*shape_a, width=6, seed=0):
@@ -21,23 +21,23 @@ def rounded(array):
 
 
 def value_and_gradients(a, b, gradient, dtype):
-    value, pull = jax.vjp(lambda a, b: dot(a, b, dtype), a, b)
+    value, pull = jax.vjp(lambda a, b: training_product(a, b, dtype), a, b)
     return value, *pull(jnp.asarray(gradient))
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (5, 4), (2, 5, 7), (3, 2, 5, 7), (1, 7)])
-def test_float32_equals_autodiff_of_the_plain_product(shape):
+@pytest.mark.parametrize("shape", [(5, 7), (5, 4), (1, 7)])
+def test_float32_training_equals_autodiff_of_the_plain_product(shape):
     a, b, gradient = operands(*shape)
     value, pull = jax.vjp(lambda a, b: a @ b, a, b)
     expected = (value, *pull(jnp.asarray(gradient)))
-    for got, want in zip(value_and_gradients(a, b, gradient, jnp.float32), expected, strict=True):
+    for got, want in zip(value_and_gradients(a, b, gradient, "float32"), expected, strict=True):
         assert got.dtype == jnp.float32
         np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6)
 
 
 def test_float32_gradients_match_float64_by_hand():
     a, b, gradient = operands(5, 7)
-    value, grad_a, grad_b = value_and_gradients(a, b, gradient, jnp.float32)
+    value, grad_a, grad_b = value_and_gradients(a, b, gradient, "float32")
     np.testing.assert_allclose(value, a.astype(np.float64) @ b, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(grad_a, gradient.astype(np.float64) @ b.T, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(grad_b, a.astype(np.float64).T @ gradient, rtol=1e-5, atol=1e-5)
@@ -47,7 +47,7 @@ def test_float32_gradients_match_float64_by_hand():
 @pytest.mark.parametrize(("rows", "width"), [(64, 6), (3, 40)])
 def test_bfloat16_rounds_operands_of_all_three_products_and_sums_in_float32(rows, width):
     a, b, gradient = operands(rows, 300, width=width)
-    value, grad_a, grad_b = value_and_gradients(a, b, gradient, jnp.bfloat16)
+    value, grad_a, grad_b = value_and_gradients(a, b, gradient, "bfloat16")
     # Sums of up to 300 products: a bfloat16 sum would be off by some 1e-2 of its size.
     tolerance = {"rtol": 1e-5, "atol": 2e-5}
     np.testing.assert_allclose(value, rounded(a) @ rounded(b), **tolerance)
@@ -70,7 +70,7 @@ def test_lifted_over_members_equals_one_by_one(dtype, width):
 def test_one_batch_shared_by_all_members():
     a, _, _ = operands(5, 7)
     weights = np.random.default_rng(1).normal(size=(3, 7, 4)).astype(np.float32)
-    got = jax.vmap(lambda b: dot(a, b, "float32"))(jnp.asarray(weights))
+    got = jax.vmap(lambda b: training_product(a, b, "float32"))(jnp.asarray(weights))
     np.testing.assert_allclose(got, np.einsum("bd,mdf->mbf", a, weights), rtol=1e-5, atol=1e-5)
 
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_saes import forward, random_params, random_topk, samples
+from random_saes import forward, random_jumprelu, random_params, random_topk, samples
 
 from sae_jax import JumpReLUSAE, TopKSAE
 from sae_jax.sae import init_params
@@ -104,6 +104,76 @@ def test_jump_relu_keeps_positive_latents_above_their_threshold():
     sae = JumpReLUSAE(random_params(0, d_sae=4), np.array([0.5, 0.5, -2.0, 1.0], np.float32))
     pre = jnp.array([[0.4, 0.6, -1.0, 1.0]])
     np.testing.assert_array_equal(sae.activate(pre), np.array([[0.0, 0.6, 0.0, 0.0]], np.float32))
+
+
+def numpy_jacobian(params, x, z):
+    """Of the reconstruction of one sample: the decoder rows that fire, times the encoder's."""
+    fires = np.asarray(z) != 0
+    p = {name: np.asarray(array, np.float64) for name, array in params.items()}
+    return p["w_dec"][fires].T @ p["w_enc"][:, fires].T
+
+
+DERIVATIVES = {
+    "jacfwd": lambda sae, x: jax.jacfwd(sae)(x),
+    "jacrev": lambda sae, x: jax.jacrev(sae)(x),
+    "jvp": lambda sae, x: jax.vmap(lambda t: jax.jvp(sae, (x,), (t,))[1])(jnp.eye(8)).T,
+    "linearize": lambda sae, x: jax.vmap(jax.linearize(sae, x)[1])(jnp.eye(8)).T,
+    "jit": lambda sae, x: jax.jit(jax.jacfwd(sae))(x),
+    "vmap": lambda sae, x: jax.vmap(jax.jacfwd(sae))(jnp.stack([2 * x, x]))[1],
+    "steps": lambda sae, x: jax.jacfwd(lambda x: sae.decode(sae.encode(x)))(x),
+}
+
+
+@pytest.mark.parametrize("derivative", DERIVATIVES.values(), ids=DERIVATIVES)
+@pytest.mark.parametrize("rule", ["abs", "relu"])
+def test_derivatives_in_the_samples_are_products_of_the_latents_that_fire(derivative, rule):
+    params, x = random_params(0), samples()[0]
+    sae = TopKSAE(params, k=5, rule=rule)
+    expected = numpy_jacobian(params, x, sae.encode(x))
+    np.testing.assert_allclose(derivative(sae, jnp.asarray(x)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_derivatives_of_a_jump_relu():
+    sae = random_jumprelu()
+    x = jnp.asarray(samples()[0])
+    expected = numpy_jacobian(sae.params, x, sae.encode(x))
+    for derivative in (jax.jacfwd, jax.jacrev):
+        np.testing.assert_allclose(derivative(sae)(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_second_derivatives_of_the_error():
+    """Where the latents that fire do not change, |x_hat - x|^2 is quadratic: 2 (J - 1)' (J - 1)."""
+    params, x = random_params(0), samples()[0]
+    sae = TopKSAE(params, k=5)
+    gap = numpy_jacobian(params, x, sae.encode(x)) - np.eye(8)
+
+    def error(x):
+        return jnp.sum((sae(x) - x) ** 2)
+
+    for hessian in (jax.hessian(error), jax.jacfwd(jax.jacfwd(error)), jax.jacrev(jax.grad(error))):
+        np.testing.assert_allclose(hessian(jnp.asarray(x)), 2 * gap.T @ gap, rtol=1e-3, atol=1e-3)
+
+
+def test_bfloat16_derivatives_are_those_of_rounded_operands():
+    params, x = random_params(0), samples()[0]
+    sae = TopKSAE(params, k=5, dtype=jnp.bfloat16)
+    expected = numpy_jacobian(params, x, sae.encode(x))
+    for derivative in (jax.jacfwd, jax.jacrev):
+        found = derivative(sae)(jnp.asarray(x))
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0.03 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("dtype", ["tf32", "float32", np.float32, jnp.float32])
+def test_on_a_cpu_every_name_of_float32_is_float32(dtype):
+    params, x = random_params(0), samples()
+    np.testing.assert_array_equal(TopKSAE(params, 5, dtype=dtype)(x), TopKSAE(params, 5)(x))
+
+
+@pytest.mark.parametrize("dtype", ["float16", np.float64, "tensorfloat32"])
+def test_refused_dtype(dtype):
+    with pytest.raises(ValueError, match=r"dtype is '.*'; allowed are \('float32', 'tf32', 'bf"):
+        TopKSAE(random_params(0), 5, dtype=dtype)
 
 
 def test_params_are_returned_as_they_were_given():

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gradients import (
-    D_IN,
     arrays,
     assert_dense_gradients,
     assert_dense_sweep,
+    assert_gradients_of_samples,
     dense_loss,
     doubled,
 )
@@ -22,12 +22,6 @@ import sae_jax
 from sae_jax import losses, sparse
 from sae_jax.sae import PARAM_NAMES
 from sae_jax.sweep.plan import plan_sweep
-from sae_jax.sweep.step import (
-    Hyperparameters,
-    init_group,
-    train_epoch,
-    with_encoders_transposed,
-)
 
 
 def sparse_loss(params, x, k, k_max, dtype="float32"):
@@ -70,6 +64,13 @@ def test_top_k_is_a_stable_descending_sort(num_rows, width, num_values, data):
 def test_gradients_are_the_dense_ones(d_sae, k, k_max):
     params, x = arrays(d_sae)
     assert_same_gradients(params, x, jnp.int32(k), k_max)
+
+
+@pytest.mark.parametrize(("d_sae", "k", "k_max"), [(512, 5, 8), (64, 40, 50)])
+def test_gradients_of_samples_are_the_modules(d_sae, k, k_max):
+    params, x = arrays(d_sae)
+    loss_of = partial(sparse_loss, k_max=k_max)
+    assert_gradients_of_samples(loss_of, params, x, jnp.int32(k))
 
 
 def test_gradients_are_the_dense_ones_in_bfloat16():
@@ -125,31 +126,3 @@ def test_the_plan_chooses_a_path_for_each_group(path, expected):
     groups = plan_sweep(members, {(None, None): (1000, 576)}, config).groups
     assert [group.members for group in groups] == [(0, 1), (2, 3)]
     assert [(group.path, group.k_max) for group in groups] == expected
-
-
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_an_epoch_on_the_sparse_path_lowers(platform):
-    hyper = Hyperparameters(
-        seed=jnp.arange(2, dtype=jnp.uint32),
-        d_sae=jnp.full(2, 64, jnp.int32),
-        k=jnp.full(2, 4, jnp.int32),
-        learning_rate=jnp.full(2, 1e-3, jnp.float32),
-    )
-    state = jax.eval_shape(lambda: with_encoders_transposed(init_group(hyper, d_in=D_IN, width=64)))
-
-    def losses_of_epoch(*leaves):
-        start = jax.tree.unflatten(jax.tree.structure(state), leaves)
-        x = jnp.ones((70, D_IN))
-        how = {
-            "batch_size": 32,
-            "dtype": "bfloat16",
-            "path": "sparse",
-            "k_max": 4,
-            "one_by_one": True,
-        }
-        return train_epoch(start, hyper, x, 0, 0, **how)[1]
-
-    exported = jax.export.export(jax.jit(losses_of_epoch), platforms=(platform,))(
-        *jax.tree.leaves(state)
-    )
-    assert [aval.shape for aval in exported.out_avals] == [(3, 2)]

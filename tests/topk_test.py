@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sae_jax.sae import TopKSAE, init_params
-from sae_jax.topk import _bisect, top_k_mask
+from sae_jax.topk import _bisect, _count, top_k_mask
 
 NUM_ROWS, NUM_LATENTS = 3, 13
 SMALLEST_SUBNORMAL = np.float32(1e-45)
@@ -99,6 +99,26 @@ def test_a_new_k_does_not_recompile():
 def test_exactly_k_are_marked_where_values_are_nan():
     values = np.array([[np.nan, 1.0, np.nan, np.nan], [np.nan] * 4], np.float32)
     np.testing.assert_array_equal(np.asarray(jitted_mask(values, 2)).sum(axis=-1), [2, 2])
+
+
+def test_more_latents_than_float32_counts():
+    num_latents = 2**24 + 2
+    mask = jnp.ones((1, num_latents), bool)
+    assert jax.jit(_count)(mask.at[0, 0].set(False))[0, 0] == num_latents - 1
+
+
+def test_it_is_a_constant_to_every_derivative():
+    values = jnp.asarray(np.random.default_rng(0).random((3, 13)), jnp.float32)
+
+    def kept(values):
+        return jnp.sum(jnp.where(top_k_mask(values, 4), values**2, 0.0))
+
+    expected = np.where(oracle(values, 4), 2 * np.asarray(values), 0)
+    np.testing.assert_allclose(jax.grad(kept)(values), expected)
+    np.testing.assert_allclose(jax.jacfwd(kept)(values), expected)
+    np.testing.assert_allclose(jax.linearize(kept, values)[1](values), (expected * values).sum())
+    diagonal = jnp.einsum("ijij->ij", jax.hessian(kept)(values))
+    np.testing.assert_allclose(diagonal, 2 * oracle(values, 4))
 
 
 @partial(jax.jit, static_argnums=1)

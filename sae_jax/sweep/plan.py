@@ -20,7 +20,7 @@ ACCELERATOR_MAX_PADDING = 0.5
 # From how many latents, and how many for each one kept, the sparse path is faster or as fast;
 # measured on CPU, where alone a path other than the dense one is chosen unasked.
 SPARSE_MIN_D_SAE = 1024
-SPARSE_MIN_RATIO = {"float32": 64, "bfloat16": 80}
+SPARSE_MIN_RATIO = {"float32": 64, "tf32": 64, "bfloat16": 80}
 
 # From how many weights of an encoder the compact path is faster than the dense one in float32,
 # on real activations. bfloat16 products leave less to save: there a step gained up to 1.3 times
@@ -162,7 +162,7 @@ def _path(config: SAEConfig, d_in: int, train_config: TrainConfig) -> str:
     dtype = train_config.compute_dtype
     if config.d_sae >= max(SPARSE_MIN_D_SAE, SPARSE_MIN_RATIO[dtype] * config.k):
         return "sparse"
-    pays = dtype == "float32" and d_in * config.d_sae >= COMPACT_MIN_WEIGHTS
+    pays = dtype != "bfloat16" and d_in * config.d_sae >= COMPACT_MIN_WEIGHTS
     return "compact" if pays else "dense"
 
 

@@ -9,7 +9,8 @@ import optax
 from flax import nnx
 from jax import lax
 
-from sae_jax import compact, data, losses, sparse
+from sae_jax import compact, data, dense, losses, sparse
+from sae_jax.products import ComputeDtype
 from sae_jax.sae import PARAM_NAMES, Params, TopKSAE, init_params
 
 # With PyTorch's and the published experiment's defaults; epsilon outside the root.
@@ -39,19 +40,18 @@ def init_member(hyper: Hyperparameters, d_in: int, width: int) -> MemberState:
 
 
 @cache
-def _graphdef(dtype: str) -> nnx.GraphDef:
-    template = nnx.eval_shape(lambda: TopKSAE.init(jax.random.key(0), 1, 1, 1, dtype=dtype))
-    return nnx.graphdef(template)
+def _graphdef() -> nnx.GraphDef:
+    return nnx.graphdef(nnx.eval_shape(lambda: TopKSAE.init(jax.random.key(0), 1, 1, 1)))
 
 
-def member_sae(params: Params, k: jax.Array, dtype: str = "float32") -> TopKSAE:
+def member_sae(params: Params, k: jax.Array) -> TopKSAE:
     """The module around traced parameters, padded or not, with a traced k.
 
     A padding latent is zero in every parameter. Its pre-activation is 0 at an index
     above all true latents, and ties go to the lower index: while k <= d_sae it is
     never selected, so its gradient is 0 and it stays zero. Nothing needs a mask.
     """
-    sae = nnx.merge(_graphdef(dtype), params)
+    sae = nnx.merge(_graphdef(), params)
     sae.k = nnx.data(k)
     return sae
 
@@ -60,7 +60,7 @@ def train_step(
     state: MemberState,
     hyper: Hyperparameters,
     x: jax.Array,
-    dtype: str,
+    dtype: ComputeDtype,
     path: str = "dense",
     k_max: int | None = None,
 ) -> tuple[MemberState, jax.Array]:
@@ -70,7 +70,7 @@ def train_step(
       state: of one member; on a path other than the dense one with `w_enc` transposed.
       hyper: of the same member.
       x: `[b, D]`.
-      dtype: of the operands of matrix products.
+      dtype: how matrix products are computed.
       path: "dense", "compact" or "sparse".
       k_max: at least the member's k; the sparse path alone needs it.
 
@@ -80,12 +80,11 @@ def train_step(
 
     def loss_of(params: Params) -> jax.Array:
         arrays = (params[name] for name in PARAM_NAMES)
-        if path == "compact":
-            x_hat = compact.reconstruct(*arrays, x, hyper.k, dtype)
-        elif path == "sparse":
+        if path == "sparse":
             x_hat = sparse.reconstruct(*arrays, x, hyper.k, k_max, dtype)
         else:
-            x_hat = member_sae(params, hyper.k, dtype)(x)
+            kernel = compact if path == "compact" else dense
+            x_hat = kernel.reconstruct(*arrays, x, hyper.k, dtype)
         return losses.mse(x_hat, x)
 
     loss, grads = jax.value_and_grad(loss_of)(state.params)
@@ -128,7 +127,7 @@ def train_epoch(
     epoch: jax.Array,
     *,
     batch_size: int,
-    dtype: str,
+    dtype: ComputeDtype,
     path: str = "dense",
     k_max: int | None = None,
     one_by_one: bool = False,
@@ -143,7 +142,7 @@ def train_epoch(
       data_seed: of the order of the samples.
       epoch: which epoch this is, from 0.
       batch_size: samples a step; a smaller last batch holds what is left over.
-      dtype: of the operands of matrix products.
+      dtype: how matrix products are computed.
       path: "dense", "compact" or "sparse".
       k_max: at least the members' k; the sparse path alone needs it.
       one_by_one: whether a member's epoch begins when the one before has ended, and not
@@ -174,7 +173,9 @@ def train_epoch(
         return jax.tree.map(lambda leaf, new: leaf.at[i].set(new), stack, state), step_losses
 
     if one_by_one:
-        state, step_losses = lax.scan(next_member, state, (jnp.arange(len(hyper.k)), hyper))
+        state, step_losses = lax.scan(
+            next_member, state, (jnp.arange(len(hyper.k), dtype=jnp.int32), hyper)
+        )
     else:
         state, step_losses = jax.vmap(member_epoch)(state, hyper)
     return state, step_losses.T
