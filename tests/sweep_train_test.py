@@ -272,3 +272,19 @@ def test_infinite_scores_alone_are_no_divergence(split, tmp_path):
     (row,) = result.table()
     assert row["mse"] == np.inf
     assert row["diverged_at"] is None
+
+
+def test_a_member_may_have_an_order_of_its_own(split):
+    configs = [
+        SAEConfig(40, 8),
+        SAEConfig(40, 8, data_seed=7),
+        SAEConfig(33, 8, seed=1, data_seed=7),
+    ]
+    result = quietly(configs, *split, epochs=2, batch_size=60, max_padding=0.3)
+    common = quietly([SAEConfig(40, 8)], *split, epochs=2, batch_size=60)
+    shifted = quietly([SAEConfig(40, 8)], *split, epochs=2, batch_size=60, data_seed=7)
+    for got, expected in ((0, common), (1, shifted)):
+        np.testing.assert_allclose(
+            result.members[got].losses, expected.members[0].losses, rtol=1e-5
+        )
+    assert not np.allclose(result.members[0].losses, result.members[1].losses, rtol=1e-3)

@@ -226,7 +226,8 @@ def _train_group(
     bar: tqdm,
 ) -> tuple[MemberState, np.ndarray]:
     """The trained state, leading axis M, and every step's losses, `[num_steps, M]`."""
-    hyper = _hyperparameters(configs)
+    hyper = _hyperparameters(configs, train_config)
+    one_order = len(set(np.asarray(hyper.data_seed).tolist())) == 1
     x = jnp.asarray(x_train)
     state = init_group(hyper, d_in=x.shape[1], width=group.width)
     if group.path != "dense":
@@ -244,13 +245,13 @@ def _train_group(
             state,
             hyper,
             x,
-            jnp.uint32(train_config.data_seed),
             jnp.int32(epoch),
             batch_size=train_config.batch_size,
             dtype=train_config.compute_dtype,
             path=group.path,
             k_max=group.k_max,
             one_by_one=group.one_by_one,
+            one_order=one_order,
         )
         if history:
             # One epoch behind, so that the device never waits for the display.
@@ -273,20 +274,28 @@ def _joined(history: Sequence[np.ndarray | jax.Array]) -> np.ndarray:
     return np.concatenate([np.asarray(losses) for losses in history])
 
 
-def _hyperparameters(configs: Sequence[SAEConfig]) -> Hyperparameters:
+def _hyperparameters(configs: Sequence[SAEConfig], train_config: TrainConfig) -> Hyperparameters:
+    data_seeds = [
+        train_config.data_seed if config.data_seed is None else config.data_seed
+        for config in configs
+    ]
     return Hyperparameters(
         seed=jnp.array([config.seed for config in configs], jnp.uint32),
         d_sae=jnp.array([config.d_sae for config in configs], jnp.int32),
         k=jnp.array([config.k for config in configs], jnp.int32),
         learning_rate=jnp.array([config.learning_rate for config in configs], jnp.float32),
+        data_seed=jnp.array(data_seeds, jnp.uint32),
     )
 
 
 def _members(
     configs: Sequence[SAEConfig], state: MemberState, losses: np.ndarray, x_val: np.ndarray
 ) -> Iterator[Member]:
-    hyper = _hyperparameters(configs)
-    scores = evaluate_group(state.params, hyper.k, hyper.d_sae, x_val)
+    k, d_sae = (
+        jnp.array([getattr(config, name) for config in configs], jnp.int32)
+        for name in ("k", "d_sae")
+    )
+    scores = evaluate_group(state.params, k, d_sae, x_val)
     stacked = jax.device_get(state.params)
     for i, (config, score) in enumerate(zip(configs, scores, strict=True)):
         params = {
