@@ -171,14 +171,10 @@ def _read_slice(file: Path) -> np.ndarray:
     _check_suffix(file)
     if not file.is_file():
         raise ValueError(f"there is no file {file}")
-    if file.suffix == ".safetensors":
-        array = _read_safetensors(file)
-    else:
-        array = _read_numpy(file)
+    array = _read_safetensors(file) if file.suffix == ".safetensors" else _read_numpy(file)
     if array.ndim != 2:
-        raise ValueError(
-            f"{file} holds {array.dtype}{list(array.shape)}; expected floats [n, d_in]"
-        )
+        found = f"{array.dtype}{list(array.shape)}"
+        raise ValueError(f"{file} holds {found}; expected floats [n, d_in]")
     as_float32(array[:0], str(file))
     return array
 
