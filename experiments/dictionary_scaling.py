@@ -51,7 +51,10 @@ _POSITION = flags.DEFINE_integer("position", 3, "Continuous thought.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds of each config.", lower_bound=1)
 _EPOCHS = flags.DEFINE_integer("epochs", 25, "Passes over the training samples.")
 _COMPUTE_DTYPE = flags.DEFINE_enum(
-    "compute_dtype", "float32", ["float32", "bfloat16"], "Of the training's matrix products."
+    "compute_dtype",
+    "float32",
+    ["float32", "tf32", "bfloat16"],
+    "Of training's matrix products.",
 )
 _OUTPUT = flags.DEFINE_string("output", "runs/dictionary_scaling", "Folder for everything.")
 _RESUME = flags.DEFINE_bool("resume", False, "Continue a run that was stopped.")

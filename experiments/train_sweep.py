@@ -34,7 +34,7 @@ _LEARNING_RATE = flags.DEFINE_list("learning_rate", ["1e-3"], "Learning rates of
 _EPOCHS = flags.DEFINE_integer("epochs", 25, "Passes over the training samples.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Samples a step.")
 _COMPUTE_DTYPE = flags.DEFINE_enum(
-    "compute_dtype", "float32", ["float32", "bfloat16"], "Of the matrix products."
+    "compute_dtype", "float32", ["float32", "tf32", "bfloat16"], "Of the matrix products."
 )
 _PATH = flags.DEFINE_enum(
     "path", "auto", ["auto", "dense", "compact", "sparse"], "Forces how decoding is computed."
