@@ -292,3 +292,15 @@ def test_a_member_may_have_an_order_of_its_own(split):
             result.members[got].losses, expected.members[0].losses, rtol=1e-5
         )
     assert not np.allclose(result.members[0].losses, result.members[1].losses, rtol=1e-3)
+
+
+def test_rows_of_extreme_norm_are_warned_of(split):
+    """A SAE's error on most rows is hidden behind a few that attention sinks might have."""
+    train, val = (x.copy() for x in split)
+    calm = quietly([SAEConfig(8, 2)], train, val, epochs=1).table()[0]
+    assert calm["outlier_variance_share"] < 0.25
+    for x in (train, val):
+        x[:1] = 300 * np.median(np.linalg.norm(x, axis=1)) * np.eye(24, dtype=np.float32)[:1]
+    with pytest.warns(UserWarning, match="1 % of the rows of val hold 9.% of its variance"):
+        (row,) = quietly([SAEConfig(8, 2)], train, val, epochs=1).table()
+    assert row["outlier_variance_share"] > 0.9

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sae_jax.checkpoints import GroupCheckpoints, SweepCheckpoints, fingerprint
 from sae_jax.configs import SAEConfig, TrainConfig
-from sae_jax.data import ActivationData, Slices, of_slice, slices_of
+from sae_jax.data import ActivationData, DataSlice, Slices, of_slice, slices_of
 from sae_jax.evaluate import evaluate_group
 from sae_jax.sweep.plan import Group, Plan, plan_sweep
 from sae_jax.sweep.preemption import Preempted, preemption_notice
@@ -35,6 +35,10 @@ from sae_jax.sweep.step import (
     train_epoch,
     with_encoders_transposed,
 )
+
+# Above which share of the variance in 1 % of the rows a sweep warns; a normal distribution's is
+# below 0.02 in the widths of language models.
+MAX_OUTLIER_SHARE = 0.25
 
 
 def train_sweep(
@@ -102,6 +106,7 @@ def train_sweep(
         )
     plan = plan_sweep(configs, train_slices.shapes, train_config)
     members: dict[int, Member] = {}
+    warned: set[DataSlice] = set()
     with ExitStack() as stack:
         checkpoints = preempted = None
         if checkpoint_dir is not None:
@@ -135,6 +140,7 @@ def train_sweep(
                 # While the last checkpoint is being written.
                 trained = _members(group_configs, state, losses, val_slices[group.data_slice])
                 for member, result in zip(group.members, trained, strict=True):
+                    _warn_of_outliers(result, warned)
                     if writer:
                         writer.write(member, result)
                     else:
@@ -144,6 +150,19 @@ def train_sweep(
     if output is not None:
         return SweepResult.load(output)
     return SweepResult([members[i] for i in range(len(configs))], train_config, data)
+
+
+def _warn_of_outliers(member: Member, warned: set[DataSlice]) -> None:
+    """Warns, once a data slice, where a few rows of extreme norm decide the scores."""
+    share, data_slice = member.metrics["outlier_variance_share"], member.config.data_slice
+    if share > MAX_OUTLIER_SHARE and data_slice not in warned:
+        warned.add(data_slice)
+        warnings.warn(
+            f"1 % of the rows of val{of_slice(data_slice)} hold {share:.0%} of its variance:"
+            " fvu and explained variance say little of the other rows, of which"
+            " fvu_without_outliers tells; Split.within_norm leaves such rows out",
+            stacklevel=3,
+        )
 
 
 def plan_for(
