@@ -38,7 +38,9 @@ _MEASURE = flags.DEFINE_enum(
     "measure", "speed", ["speed", "precision", "memory"], "What to measure."
 )
 _MODEL = flags.DEFINE_string("model", PACKAGED, "packaged (SmolLM2), hub id, folder or GGUF file.")
-_PROBLEMS = flags.DEFINE_string("problems", GENERATED, "JSONL file, openai/gsm8k or generated.")
+_PROBLEMS = flags.DEFINE_string(
+    "problems", GENERATED, "JSONL or JSON file, openai/gsm8k, generated."
+)
 _NUM_PROBLEMS = flags.DEFINE_integer("num_problems", 256, "Problems to measure speed on.")
 _LOOP_STRIDE = flags.DEFINE_integer("loop_stride", 4, "The loop takes every n-th problem.")
 _BATCH_SIZE = flags.DEFINE_integer(

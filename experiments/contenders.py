@@ -89,11 +89,12 @@ def engine(dtype: str, *, path: str = "auto") -> Contender:
             d_sae=jnp.full(members, workload.d_sae, jnp.int32),
             k=jnp.full(members, workload.k, jnp.int32),
             learning_rate=jnp.full(members, LEARNING_RATE, jnp.float32),
+            data_seed=jnp.zeros(members, jnp.uint32),
         )
         state = init_group(hyper, d_in=workload.d_in, width=workload.d_sae)
         if group.path != "dense":
             state = with_encoders_transposed(state)
-        arguments = (hyper, jnp.asarray(x), jnp.uint32(0), jnp.int32(0))
+        arguments = (hyper, jnp.asarray(x), jnp.int32(0))
         start = time.perf_counter()
         epoch = train_epoch.lower(
             state,

@@ -28,6 +28,7 @@ from absl import flags, logging
 import sae_jax
 from sae_jax.features.scoring import score_features
 from sae_jax.locks import lock_beside
+from sae_jax.products import COMPUTE_DTYPES
 from sae_jax.report import published
 from sae_jax.report.figures import plot_against_size, plot_against_sparsity, plot_firing_rates
 from sae_jax.report.tables import summary_table, write_csv, write_markdown
@@ -52,7 +53,7 @@ _POSITION = flags.DEFINE_string("position", "3", "Continuous thought, or what th
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds of each config.", lower_bound=1)
 _EPOCHS = flags.DEFINE_integer("epochs", 25, "Passes over the training samples.")
 _COMPUTE_DTYPE = flags.DEFINE_enum(
-    "compute_dtype", "float32", ["float32", "bfloat16"], "Of the training's matrix products."
+    "compute_dtype", "float32", COMPUTE_DTYPES, "Of the training's matrix products."
 )
 _CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every",

@@ -37,7 +37,7 @@ from sae_jax.store import LAST, Position
 from sae_jax.store_writer import STORAGE_DTYPES
 
 _PROBLEMS = flags.DEFINE_string(
-    "problems", GENERATED, "JSONL file, openai/gsm8k (from the hub), or generated."
+    "problems", GENERATED, "JSONL or JSON file, openai/gsm8k (from the hub), or generated."
 )
 _NUM_PROBLEMS = flags.DEFINE_integer(
     "num_problems", None, "How many, from the first; all if unset."

@@ -21,6 +21,7 @@ from absl import flags, logging
 import sae_jax
 from sae_jax.features.scoring import score_features
 from sae_jax.locks import lock, lock_beside
+from sae_jax.products import COMPUTE_DTYPES
 from sae_jax.report.tables import write_csv
 from sae_jax.sweep.cache import use_compilation_cache
 from sae_jax.sweep.result import check_free
@@ -44,7 +45,7 @@ _LEARNING_RATE = flags.DEFINE_list("learning_rate", ["1e-3"], "Learning rates of
 _EPOCHS = flags.DEFINE_integer("epochs", 25, "Passes over the training samples.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Samples a step.")
 _COMPUTE_DTYPE = flags.DEFINE_enum(
-    "compute_dtype", "float32", ["float32", "bfloat16"], "Of the matrix products."
+    "compute_dtype", "float32", COMPUTE_DTYPES, "Of the matrix products."
 )
 _PATH = flags.DEFINE_enum(
     "path", "auto", ["auto", "dense", "compact", "sparse"], "Forces how decoding is computed."

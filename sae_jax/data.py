@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sae_jax.arrays import as_float32
@@ -147,7 +148,7 @@ def epoch_order(data_seed: jax.Array | int, epoch: jax.Array | int, num_samples:
     It depends on nothing else, so that all members of a sweep see the same batches.
     """
     key = jax.random.fold_in(jax.random.key(data_seed), epoch)
-    return jax.random.permutation(key, num_samples)
+    return jax.random.permutation(key, jnp.arange(num_samples, dtype=jnp.int32))
 
 
 def padded_batches(x: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -131,8 +131,12 @@ class SAE(nnx.Module):
         raise NotImplementedError(f"{type(self).__name__} does not define an activation function")
 
     def encode(self, x: jax.Array) -> jax.Array:
-        """Latents `[..., F]` of samples `[..., D]`, float32."""
-        x = jnp.asarray(x, jnp.float32)
+        """Latents `[..., F]` of samples `[..., D]`, float32.
+
+        Raises:
+          ValueError: if `x` is no array of width D.
+        """
+        x = _checked(x, self.d_in, "x", "d_in")
         if self.normalize_input:
             mean, std = _sample_moments(x)
             x = (x - mean) / (std + _STD_EPS)
@@ -150,14 +154,16 @@ class SAE(nnx.Module):
             back; needed only when `normalize_input` is set.
 
         Raises:
-          ValueError: if `normalize_input` is set and `x` is missing.
+          ValueError: if `z` is no array of width F; if `normalize_input` is set and `x` is
+            missing or no array of width D.
         """
-        x_hat = product(jnp.asarray(z), self.w_dec[...], self.dtype)
+        x_hat = product(_checked(z, self.d_sae, "z", "d_sae"), self.w_dec[...], self.dtype)
         x_hat = x_hat + _as_row(self.b_dec[...], x_hat)
         if not self.normalize_input:
             return x_hat
         if x is None:
             raise ValueError("this SAE normalizes its input: decode(z, x) needs the samples x")
+        x = _checked(x, self.d_in, "x", "d_in")
         mean, std = _sample_moments(jnp.asarray(x, jnp.float32))
         return x_hat * std + mean
 
@@ -242,6 +248,25 @@ class JumpReLUSAE(SAE):
     def activate(self, pre: jax.Array) -> jax.Array:
         """Pre-activations above their threshold and above zero, zero elsewhere."""
         return jax.nn.relu(pre) * (pre > _as_row(self.threshold[...], pre))
+
+
+def _checked(array: Any, width: int, name: str, axis: str) -> jax.Array:
+    """The array as float32, if it is one whose last axis is that of the SAE."""
+    kind = type(array)
+    if kind.__module__.partition(".")[0] == "torch":
+        raise ValueError(
+            f"{name} is a {kind.__module__}.{kind.__name__}; expected an array of NumPy or JAX,"
+            f" such as {name}.numpy()"
+        )
+    try:
+        found = jnp.asarray(array)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {array!r}; expected an array [..., {axis}]") from error
+    if found.ndim == 0 or found.shape[-1] != width:
+        raise ValueError(
+            f"{name} has shape {found.shape}; expected [..., {width}], as {axis} of this SAE"
+        )
+    return found.astype(jnp.float32)
 
 
 def _compute_dtype(dtype: ComputeDtype | DTypeLike) -> ComputeDtype:

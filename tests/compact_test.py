@@ -104,6 +104,7 @@ def hyperparameters(d_sae, k):
         d_sae=jnp.array(d_sae, jnp.int32),
         k=jnp.array(k, jnp.int32),
         learning_rate=jnp.full(len(k), 1e-3, jnp.float32),
+        data_seed=jnp.zeros(len(k), jnp.uint32),
     )
 
 
@@ -114,7 +115,7 @@ def test_padding_stays_zero_and_a_new_k_does_not_recompile():
         hyper = hyperparameters([40, 64], k)
         state = with_encoders_transposed(init_group(hyper, d_in=D_IN, width=64))
         for epoch in range(2):
-            state, _ = train_epoch(state, hyper, x, jnp.uint32(0), jnp.int32(epoch), **how)
+            state, _ = train_epoch(state, hyper, x, jnp.int32(epoch), **how)
         num_compiled = num_compiled or train_epoch._cache_size()
         for params in (state.params, state.opt_state.mu, state.opt_state.nu):
             assert params["w_enc"][0, :40].any()

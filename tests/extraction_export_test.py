@@ -1,6 +1,8 @@
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file as save_torch_file
 
 from sae_jax.extraction.export import export_slice, import_published, import_slice
 from sae_jax.store import Problem
@@ -131,7 +133,98 @@ def test_wrong_files(tmp_path, selection):
     with pytest.raises(ValueError, match=r"no array 'activations'; it has \['other'\]"):
         import_slice(tmp_path / "a.npz", tmp_path / "back", layer=0, position=0)
     np.save(tmp_path / "a.npy", np.zeros(3))
-    with pytest.raises(ValueError, match=r"float64\[3\]; expected floats"):
+    with pytest.raises(ValueError, match=r"float64\[3\]; expected floats \[n, d_in\]"):
         import_slice(tmp_path / "a.npy", tmp_path / "back", layer=0, position=0)
     with pytest.raises(ValueError, match="a.npy exists"):
         export_slice(selection, tmp_path / "a.npy")
+
+
+def save_slice(array, file):
+    if file.suffix == ".npy":
+        np.save(file, array)
+    elif file.suffix == ".npz":
+        np.savez(file, activations=array)
+    else:
+        bits = torch.from_numpy(array.view(np.int16).copy())
+        save_torch_file({"activations": bits.view(torch.bfloat16)}, file)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
+def test_bfloat16_files_are_read_by_their_values(tmp_path, suffix):
+    values = np.random.default_rng(0).standard_normal((5, 3)).astype(ml_dtypes.bfloat16)
+    file = tmp_path / f"slice{suffix}"
+    save_slice(values, file)
+    store = import_slice(file, tmp_path / "store", layer=7, position=2)
+    np.testing.assert_array_equal(store.select(7, 2).activations, values.astype(np.float32))
+
+
+def test_float64_and_big_endian_files_are_read_by_their_values(tmp_path):
+    values = np.arange(6.0).reshape(2, 3)
+    for dtype in (">f4", "<f8", ">f2"):
+        np.save(tmp_path / "a.npy", values.astype(dtype))
+        store = import_slice(
+            tmp_path / "a.npy", tmp_path / "store", layer=0, position=0, overwrite=True
+        )
+        np.testing.assert_array_equal(store.select(0, 0).activations, values)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 3), ml_dtypes.float8_e4m3fn), r"dtype \|V1 \(float8 types are saved so\)"),
+        (np.zeros((2, 3), ml_dtypes.float8_e5m2), "cannot be read: .*<f1"),
+        (np.zeros((2, 3), "V4"), r"dtype \|V4; expected float16, bfloat16"),
+        (np.zeros((2, 3), [("a", "i1"), ("b", "i1")]), "dtype .*; expected float16, bfloat16"),
+        (np.zeros((2, 3), complex), "dtype complex128; expected float16"),
+        (np.zeros((2, 3), int), "dtype int64; expected float16"),
+        (np.zeros((2, 3), object), "cannot be read: .*(allow_pickle|Python objects)"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_arrays_that_are_no_floats_are_refused_by_name(tmp_path, array, message, suffix):
+    file = tmp_path / f"a{suffix}"
+    save_slice(array, file)
+    with pytest.raises(ValueError, match=rf"a\{suffix} .*{message}"):
+        import_slice(file, tmp_path / "store", layer=0, position=0)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "int32", "complex64"])
+def test_tensors_that_are_no_floats_are_refused_by_name(tmp_path, dtype):
+    tensor = torch.zeros(2, 3).to(getattr(torch, dtype))
+    save_torch_file({"activations": tensor}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=rf"a\.safetensors has dtype {dtype}; expected float16"):
+        import_slice(tmp_path / "a.safetensors", tmp_path / "store", layer=0, position=0)
+    content = published_content()
+    content["activations"] = content["activations"].to(tensor.dtype)
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=f"'activations' has dtype {dtype}; expected float16"):
+        import_published([tmp_path / "a.pt"], tmp_path / "store")
+
+
+def test_published_tensors_may_be_bfloat16_or_need_a_gradient(tmp_path):
+    content = published_content()
+    expected = content["activations"].bfloat16().float().numpy()
+    content["activations"] = content["activations"].bfloat16().requires_grad_()
+    torch.save(content, tmp_path / "a.pt")
+    store = import_published([tmp_path / "a.pt"], tmp_path / "store")
+    rows = [
+        row
+        for row, (layer, position) in enumerate(
+            zip(content["metadata"]["layers"], content["metadata"]["positions"], strict=True)
+        )
+        if (layer, position) == (14, 3)
+    ]
+    found = store.select(14, 3).activations
+    assert {tuple(row) for row in found} == {tuple(row) for row in expected[rows]}
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
+def test_a_cut_off_file_is_named(tmp_path, selection, suffix):
+    file = tmp_path / f"slice{suffix}"
+    export_slice(selection, file)
+    whole = file.read_bytes()
+    for size in (0, 10, len(whole) - 30):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=rf"slice\{suffix} (is no whole|cannot be read)"):
+            import_slice(file, tmp_path / "back", layer=7, position=2)

@@ -61,3 +61,9 @@ def test_stored_zeros_do_not_fire():
 def test_rejects_what_is_not_a_matrix():
     with pytest.raises(ValueError, match=r"\[n, F\], found shape \(4,\)"):
         Firing.of(np.zeros(4))
+
+
+def test_magnitudes_of_more_samples_than_float32_counts():
+    n = 2**24 + 2
+    firing = Firing(sparse.csc_array(np.ones((n, 1), np.float32)))
+    assert firing.mean_magnitude == 1

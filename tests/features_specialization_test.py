@@ -1,4 +1,5 @@
 import json
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sae_jax.features.permutation import calibrated_null_rates, published_null_r
 from sae_jax.features.specialization import (
     calibrated_specialization,
     classify_published,
+    count_hits,
     published_marks,
     published_scores,
     published_specialized,
@@ -177,6 +179,27 @@ def test_sparse_firing_equals_dense():
     got = calibrated_specialization(sparse.csc_array(fires), properties)
     for name in ("specialized", "p_value", "lift"):
         np.testing.assert_array_equal(getattr(got, name), getattr(dense, name))
+
+
+def test_p_values_over_three_million_samples():
+    n, properties = 3_000_000, np.zeros((3_000_000, 2), bool)
+    properties[:10, 0] = properties[2_000_000:, 1] = True
+    # Latent 0 fires on 3 of the 10 samples and 2 others, latent 1 on the 4 last samples.
+    rows, columns = [0, 4, 9, 10, 11, n - 4, n - 3, n - 2, n - 1], [0] * 5 + [1] * 4
+    fires = sparse.csc_array((np.ones(9, bool), (rows, columns)), shape=(n, 2))
+    got = calibrated_specialization(fires, properties, min_support=4)
+    at_least_3 = sum(comb(10, i) * comb(n - 10, 5 - i) for i in (3, 4, 5)) / comb(n, 5)
+    all_4 = comb(1_000_000, 4) / comb(n, 4)
+    np.testing.assert_allclose(got.p_value, [[at_least_3, 1], [1, all_4]], rtol=1e-9)
+    np.testing.assert_array_equal(got.specialized, [[True, False], [False, True]])
+
+
+def test_hits_beyond_what_float32_counts():
+    n = 2**24 + 2
+    fires = sparse.csc_array(np.ones((n, 1), bool))
+    properties = np.ones((n, 1), bool)
+    properties[0] = False
+    assert count_hits(fires, properties) == n - 1
 
 
 def test_finds_planted_latents_only():

@@ -23,6 +23,7 @@ HYPER = Hyperparameters(
     d_sae=jax.ShapeDtypeStruct((NUM_MEMBERS,), jnp.int32),
     k=jax.ShapeDtypeStruct((NUM_MEMBERS,), jnp.int32),
     learning_rate=jax.ShapeDtypeStruct((NUM_MEMBERS,), jnp.float32),
+    data_seed=jax.ShapeDtypeStruct((NUM_MEMBERS,), jnp.uint32),
 )
 
 
@@ -87,7 +88,6 @@ def test_an_epoch_lowers_to_products_of_the_named_precision(platform, dtype, ker
         state,
         HYPER,
         jax.ShapeDtypeStruct((N, D_IN), jnp.float32),
-        jax.ShapeDtypeStruct((), jnp.uint32),
         jax.ShapeDtypeStruct((), jnp.int32),
     )
     exported = lowered(lambda *a: train_epoch(*a, **how), arguments, platform)

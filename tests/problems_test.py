@@ -1,11 +1,14 @@
 import json
 import logging
+import re
 import sys
 import types
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sae_jax.extraction.generated import arithmetic_steps, generated_problems
 from sae_jax.extraction.problems import load_problems
@@ -61,6 +64,111 @@ def test_a_malformed_line_is_named(tmp_path, line, message):
         load_problems(str(file))
 
 
+RECORDS = (
+    {"id": "a", "question": "Wie viel ist 1+1? \u2028 Süß, \x85 oder?", "answer": "2"},
+    {"id": "b", "question": 'line\nbreak, "quotes" and [brackets]', "steps": ["1+1=2"]},
+    {"id": "c", "question": "🍎?", "answer": ""},
+)
+EXPECTED = [
+    Problem("a", RECORDS[0]["question"], "2"),
+    Problem("b", RECORDS[1]["question"], "", ("1+1=2",)),
+    Problem("c", "🍎?"),
+]
+
+
+def as_jsonl(newline="\n", **options):
+    return "".join(json.dumps(record, **options) + newline for record in RECORDS)
+
+
+def as_array(**options):
+    return json.dumps(RECORDS, **options)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        as_jsonl(ensure_ascii=False),
+        as_jsonl("\r\n"),
+        as_jsonl("\r\n\r\n  \r\n", ensure_ascii=False),
+        "\n\n" + as_jsonl() + "\n\t\n",
+        as_jsonl().rstrip("\n"),
+        as_array(ensure_ascii=False),
+        as_array(indent=2).replace("\n", "\r\n"),
+        "\n  " + as_array(indent=1, ensure_ascii=False) + "\n",
+        as_jsonl(indent=2),
+    ],
+)
+def test_files_of_other_programs_are_read(tmp_path, text, encoding):
+    (tmp_path / "p.json").write_bytes(text.encode(encoding))
+    assert load_problems(str(tmp_path / "p.json")) == EXPECTED
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    questions=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip),
+        min_size=1,
+        max_size=5,
+    ),
+    ensure_ascii=st.booleans(),
+    indent=st.sampled_from([None, 0, 2]),
+    array=st.booleans(),
+    bom=st.booleans(),
+)
+def test_any_question_is_read_from_any_layout(
+    tmp_path_factory, questions, ensure_ascii, indent, array, bom
+):
+    records = [{"question": question} for question in questions]
+    options = {"ensure_ascii": ensure_ascii, "indent": indent}
+    parts = [records] if array else records
+    text = "\r\n".join(json.dumps(part, **options) for part in parts)
+    file = tmp_path_factory.mktemp("problems") / "p.json"
+    file.write_bytes(text.encode("utf-8-sig" if bom else "utf-8"))
+    assert [problem.question for problem in load_problems(str(file))] == questions
+
+
+def test_what_pandas_writes_for_nothing_is_nothing(tmp_path):
+    lines = ['{"id": null, "question": "1+1?", "answer": null, "steps": null}'] * 2
+    first, second = load_problems(write_lines(tmp_path / "p.jsonl", *lines))
+    assert first == Problem("p-0", "1+1?")
+    assert second.id == "p-1"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[\n {"question": "a"},\n\n {"question": 3}\n]', "line 4: expected a non-empty string"),
+        ('[\n {"question": "a"}\n {"question": "b"}\n]', "line 3: expected ',' or ']' after"),
+        ('[\n {"question": "a"},\n]', "line 3: Expecting value"),
+        ('[\n {"question": "a"},\n', "line 2: the array that begins in line 1 does not end"),
+        ('[{"question": "a"}]\n{"question": "b"}', "line 2: expected nothing after the array"),
+        ('{"question": "a"} {"question": 3}', "line 1: expected a non-empty string"),
+        ('{"question": "a"}\n{"question": "b"\n', "line 2: Expecting ',' delimiter"),
+        ('{"question": "a"},\n{"question": "b"}', "line 1: Expecting value"),
+        ('{"question": "a"}\n"b"', "line 2: expected a JSON object, found str"),
+        ('{"question": "a"}\nnull', "line 2: expected a JSON object, found NoneType"),
+        ('{"question": "a", "id": true}', "line 1: 'id' must be a string or number, found True"),
+        ('{"question": "a", "id": [1]}', "line 1: 'id' must be a string or number, found"),
+        ('{"question": "a", "id": ""}', "line 1: 'id' must be a string or number, found ''"),
+        ('{"question": "\\ud800?"}', "line 1: '\\ud800?' has half a character"),
+        ('{"question": "a", "steps": ["1", 2]}', "line 1: 'steps' must be a list of strings"),
+        ('{"question": ["a", "b"]}', "line 1: expected a non-empty string 'question', found"),
+        ("question,answer\n1+1?,2", "line 1: Expecting value"),
+        ("", "holds no problem"),
+        ("[]", "holds no problem"),
+        ("\ufeff", "holds no problem"),
+    ],
+)
+def test_a_malformed_record_is_named_by_its_line(tmp_path, text, message):
+    file = tmp_path / "bad.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        load_problems(str(file))
+    assert str(error.value).startswith(str(file))
+    assert "\n" not in str(error.value)
+
+
 def test_a_line_that_is_not_text_is_named(tmp_path):
     file = tmp_path / "bad.jsonl"
     file.write_bytes(b'{"question": "fine"}\n{"question": "\xff"}\n')
@@ -82,7 +190,7 @@ def test_more_problems_than_there_are_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("source", "num_problems", "message"),
     [
-        ("nowhere.jsonl", None, "no problems at 'nowhere.jsonl'; allowed: a JSONL file"),
+        ("nowhere.jsonl", None, "no problems at 'nowhere.jsonl'; allowed: a JSONL or JSON file"),
         ("generated", None, "give num_problems"),
         ("generated", 0, "num_problems is 0"),
     ],

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from random_saes import forward, random_jumprelu, random_params, random_topk, samples
 
 from sae_jax import JumpReLUSAE, TopKSAE
@@ -214,3 +215,22 @@ def test_refused(params, k, options, message):
 def test_refused_threshold():
     with pytest.raises(ValueError, match=r"threshold has shape \(3,\); expected \(24,\)"):
         JumpReLUSAE(random_params(0), np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((3, 5), np.float32), r"x has shape \(3, 5\); expected \[..., 8\], as d_in of"),
+        (np.float32(1.0), r"x has shape \(\); expected \[..., 8\]"),
+        (torch.zeros(3, 8), r"x is a torch.Tensor; expected an array .*, such as x.numpy\(\)"),
+        ("runs/store", r"x is 'runs/store'; expected an array \[..., d_in\]"),
+    ],
+)
+def test_what_is_no_sample_is_refused(x, message):
+    with pytest.raises(ValueError, match=message):
+        random_topk(0, 8, 12, 3).encode(x)
+
+
+def test_what_is_no_latent_is_refused():
+    with pytest.raises(ValueError, match=r"z has shape \(3, 8\); expected \[..., 12\], as d_sae"):
+        random_topk(0, 8, 12, 3).decode(np.zeros((3, 8), np.float32))

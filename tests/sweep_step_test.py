@@ -34,6 +34,7 @@ def hyperparameters(*members):
         d_sae=jnp.array(d_sae, jnp.int32),
         k=jnp.array(k, jnp.int32),
         learning_rate=jnp.array(learning_rate, jnp.float32),
+        data_seed=jnp.zeros(len(members), jnp.uint32),
     )
 
 
@@ -52,12 +53,15 @@ def train(
     *,
     epochs,
     batch_size=BATCH_SIZE,
-    data_seed=0,
+    data_seed=None,
     dtype="float32",
     one_by_one=False,
     path="dense",
+    one_order=True,
 ):
     """The state after some epochs, and the losses of every step, `[num_steps, M]`."""
+    if data_seed is not None:
+        hyper = hyper._replace(data_seed=jnp.full_like(hyper.data_seed, data_seed))
     state = init_group(hyper, d_in=x.shape[1], width=width)
     if path != "dense":
         state = with_encoders_transposed(state)
@@ -67,12 +71,12 @@ def train(
             state,
             hyper,
             jnp.asarray(x),
-            jnp.uint32(data_seed),
             jnp.int32(epoch),
             batch_size=batch_size,
             dtype=dtype,
             one_by_one=one_by_one,
             path=path,
+            one_order=one_order,
         )
         history.append(np.asarray(losses))
     if path != "dense":
@@ -217,7 +221,17 @@ def test_the_given_state_is_donated():
     hyper = hyperparameters((WIDTH, 6, 1, 1e-3), (10, 2, 1, 1e-3))
     state = init_group(hyper, d_in=D_IN, width=WIDTH)
     x = jnp.asarray(samples(70))
-    train_epoch(
-        state, hyper, x, jnp.uint32(0), jnp.int32(0), batch_size=BATCH_SIZE, dtype="float32"
-    )
+    train_epoch(state, hyper, x, jnp.int32(0), batch_size=BATCH_SIZE, dtype="float32")
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+@in_every_way
+def test_members_with_orders_of_their_own_equal_those_of_one_order(way):
+    x = samples(70)
+    hyper = hyperparameters((WIDTH, 8, 0, 1e-3), (10, 2, 1, 1e-3))
+    own = hyper._replace(data_seed=jnp.array([3, 5], jnp.uint32))
+    _, losses = train(own, x, WIDTH, epochs=2, one_order=False, **way)
+    for i, data_seed in enumerate((3, 5)):
+        _, expected = train(hyper, x, WIDTH, epochs=2, data_seed=data_seed, **way)
+        np.testing.assert_allclose(losses[:, i], expected[:, i], rtol=1e-5)
+    assert not np.allclose(losses[1:, 0], train(hyper, x, WIDTH, epochs=2, **way)[1][1:, 0])

@@ -1,20 +1,25 @@
 """Activations from and to other people's files: torch, .npy, .npz and safetensors."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+from safetensors.torch import load_file as load_torch_file
 
+from sae_jax.arrays import as_float32
 from sae_jax.store import ActivationStore, Problem, Selection
 from sae_jax.store_writer import write_store
 
 SLICE_SUFFIXES = (".npy", ".npz", ".safetensors")
 
 _ARRAY_NAME = "activations"
+_TORCH_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ROW_METADATA = ("problem_ids", "layers", "positions", "cot_sequences")
 
 
@@ -86,6 +91,9 @@ def import_slice(
 ) -> ActivationStore:
     """Imports one array `[n, d_in]` as a store of one layer and position.
 
+    The array may be of bfloat16. NumPy writes that as dtype `|V2`, elements of two bytes without
+    a meaning, and a `|V2` array is read as bfloat16.
+
     Args:
       file: .npy, or .npz or .safetensors with an array named "activations".
       output: folder of the store.
@@ -96,7 +104,7 @@ def import_slice(
       overwrite: replace a store that is there.
 
     Raises:
-      ValueError: if the file is of another kind or holds no such array.
+      ValueError: if the file is of another kind, is damaged, or holds no such array of floats.
     """
     array = _read_slice(Path(file))
     if problems is None:
@@ -156,25 +164,59 @@ def _read_published(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
                 f"{file} has {len(activations)} activations and {len(metadata.get(name, ()))} "
                 f"{name}; expected one a row"
             )
-    return activations.float().numpy(), metadata
+    return _as_numpy(activations, f"{file}, 'activations'"), metadata
 
 
 def _read_slice(file: Path) -> np.ndarray:
     _check_suffix(file)
     if not file.is_file():
         raise ValueError(f"there is no file {file}")
-    if file.suffix == ".npy":
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    else:
-        arrays = load_file(file) if file.suffix == ".safetensors" else np.load(file)
-        if _ARRAY_NAME not in arrays:
-            raise ValueError(f"{file} has no array {_ARRAY_NAME!r}; it has {sorted(arrays)}")
-        array = arrays[_ARRAY_NAME]
-    if array.ndim != 2 or array.dtype.kind != "f":
-        raise ValueError(
-            f"{file} holds {array.dtype}{list(array.shape)}; expected floats [n, d_in]"
-        )
+    array = _read_safetensors(file) if file.suffix == ".safetensors" else _read_numpy(file)
+    if array.ndim != 2:
+        found = f"{array.dtype}{list(array.shape)}"
+        raise ValueError(f"{file} holds {found}; expected floats [n, d_in]")
+    as_float32(array[:0], str(file))
     return array
+
+
+def _read_numpy(file: Path) -> np.ndarray:
+    try:
+        content = np.load(file, mmap_mode="r", allow_pickle=False)
+        if file.suffix == ".npy":
+            return content
+        with content:
+            return content[_ARRAY_NAME]
+    except KeyError as error:
+        raise _no_array(file, content) from error
+    except (EOFError, BadZipFile) as error:
+        raise ValueError(f"{file} is no whole {file.suffix} file: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _read_safetensors(file: Path) -> np.ndarray:
+    try:
+        # Through torch, since NumPy has no name for bfloat16.
+        tensors = load_torch_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no whole .safetensors file: {error}") from error
+    if _ARRAY_NAME not in tensors:
+        raise _no_array(file, tensors)
+    return _as_numpy(tensors[_ARRAY_NAME], str(file))
+
+
+def _no_array(file: Path, names: Iterable[str]) -> ValueError:
+    return ValueError(f"{file} has no array {_ARRAY_NAME!r}; it has {sorted(names)}")
+
+
+def _as_numpy(tensor: torch.Tensor, name: str) -> np.ndarray:
+    if tensor.dtype not in _TORCH_FLOATS:
+        found = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{name} has dtype {found}; expected float16, bfloat16, float32 or float64"
+        )
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _check_suffix(file: Path) -> None:

@@ -1,8 +1,10 @@
 """Word problems and their chain-of-thought steps, from files, the hub or a generator."""
 
+import codecs
 import json
 import logging
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ GSM8K_HUB_ID = "openai/gsm8k"
 
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
 _FINAL_ANSWER = "####"
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 _logger = logging.getLogger(__name__)
 
@@ -23,9 +27,9 @@ def load_problems(source: str, num_problems: int | None = None, seed: int = 0) -
     """Loads problems, in a fixed order and with ids that do not depend on `num_problems`.
 
     Args:
-      source: a JSONL file of GSM8K (`question`, `answer`) or of `question` with optional
-        `steps`, `answer` and `id`; "openai/gsm8k", its training split from the hub; or
-        "generated".
+      source: a JSONL or JSON file of GSM8K (`question`, `answer`) or of `question` with optional
+        `steps`, `answer` and `id`, null being none; "openai/gsm8k", its training split from
+        the hub; or "generated".
       num_problems: how many, from the first; all of them if None.
       seed: of the generated problems.
 
@@ -41,10 +45,11 @@ def load_problems(source: str, num_problems: int | None = None, seed: int = 0) -
     if source == GSM8K_HUB_ID:
         problems = _read_hub()
     elif Path(source).is_file():
-        problems = read_jsonl(Path(source))
+        problems = read_file(Path(source))
     else:
         raise ValueError(
-            f"no problems at {source!r}; allowed: a JSONL file, {GSM8K_HUB_ID!r} or {GENERATED!r}"
+            f"no problems at {source!r}; "
+            f"allowed: a JSONL or JSON file, {GSM8K_HUB_ID!r} or {GENERATED!r}"
         )
     if num_problems is not None and num_problems > len(problems):
         raise ValueError(f"{source} has {len(problems)} problems; {num_problems} were asked for")
@@ -53,19 +58,19 @@ def load_problems(source: str, num_problems: int | None = None, seed: int = 0) -
     return problems
 
 
-def read_jsonl(file: Path) -> list[Problem]:
-    """Reads one problem a line, skipping blank lines.
+def read_file(file: Path) -> list[Problem]:
+    """Reads JSON objects, one a line or laid out otherwise, or one array of them.
+
+    Byte order marks, line ends and blank lines are as the program that wrote the file likes them.
 
     Raises:
-      ValueError: naming file and line of the first malformed one.
+      ValueError: naming file and line of the first malformed object.
     """
     problems: list[Problem] = []
     line_of_id: dict[str, int] = {}
-    for number, line in enumerate(_lines(file), start=1):
-        if not line.strip():
-            continue
+    for number, record in _records(file):
         try:
-            problem = _parse(json.loads(line), default_id=f"{file.stem}-{len(problems)}")
+            problem = _parse(record, default_id=f"{file.stem}-{len(problems)}")
             if problem.id in line_of_id:
                 raise ValueError(f"id {problem.id!r} is also that of line {line_of_id[problem.id]}")
         except ValueError as error:
@@ -87,13 +92,63 @@ def final_answer(answer: str) -> str:
     return answer.rpartition(_FINAL_ANSWER)[2].strip()
 
 
-def _lines(file: Path) -> Iterator[str]:
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                yield line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{file}, line {number}: not UTF-8 text: {error}") from error
+def _records(file: Path) -> Iterator[tuple[int, Any]]:
+    """The values of a file, or of the one array in it, with the lines that they begin in."""
+    text = _text(file)
+    newlines = [match.start() for match in re.finditer("\n", text)]
+
+    def line(index: int) -> int:
+        return bisect_left(newlines, index) + 1
+
+    decoder = json.JSONDecoder()
+    start = _skip_space(text, 0)
+    is_array = text.startswith("[", start)
+    if is_array:
+        opening = line(start)
+        start = _skip_space(text, start + 1)
+        if text.startswith("]", start):
+            return
+    while start < len(text):
+        number = line(start)
+        try:
+            record, end = decoder.raw_decode(text, start)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: {error}") from error
+        yield number, record
+        start = _skip_space(text, end)
+        if not is_array:
+            continue
+        if text.startswith("]", start):
+            start = _skip_space(text, start + 1)
+            if start < len(text):
+                raise ValueError(f"{file}, line {line(start)}: expected nothing after the array")
+            return
+        if start < len(text) and text[start] != ",":
+            raise ValueError(f"{file}, line {line(start)}: expected ',' or ']' after an object")
+        start = _skip_space(text, start + 1)
+    if is_array:
+        last = line(len(text.rstrip()))
+        raise ValueError(
+            f"{file}, line {last}: the array that begins in line {opening} does not end"
+        )
+
+
+def _text(file: Path) -> str:
+    content = file.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding, name = "utf-16", "UTF-16"
+    else:
+        encoding, name = "utf-8-sig", "UTF-8"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{file}, line {number}: not {name} text: {error}") from error
+
+
+def _skip_space(text: str, start: int) -> int:
+    match = _SPACE.match(text, start)
+    return start if match is None else match.end()
 
 
 def _parse(record: Any, default_id: str) -> Problem:
@@ -104,13 +159,19 @@ def _parse(record: Any, default_id: str) -> Problem:
             f"expected a non-empty string 'question', found {record.get('question')!r} "
             f"among the keys {sorted(record)}"
         )
-    answer, steps = record.get("answer", ""), record.get("steps")
+    answer, steps, given_id = record.get("answer"), record.get("steps"), record.get("id")
+    answer = "" if answer is None else answer
     if not isinstance(answer, str):
         raise ValueError(f"'answer' must be a string, found {answer!r}")
     if steps is not None and not _is_list_of_strings(steps):
         raise ValueError(f"'steps' must be a list of strings, found {steps!r}")
+    if given_id is not None and (given_id == "" or type(given_id) not in (str, int, float)):
+        raise ValueError(f"'id' must be a string or number, found {given_id!r}")
+    for text in (record["question"], answer, str(given_id), *(steps or ())):
+        if _HALF_CHARACTER.search(text):
+            raise ValueError(f"{text!r} has half a character (a lone surrogate)")
     return Problem(
-        id=str(record.get("id", default_id)),
+        id=default_id if given_id is None else str(given_id),
         question=record["question"],
         answer=final_answer(answer),
         steps=annotated_steps(answer) if steps is None else tuple(steps),

@@ -62,7 +62,7 @@ class Firing:
     @property
     def mean_magnitude(self) -> np.ndarray:
         """Mean of |z| over all samples, silent ones included, `[F]`."""
-        return np.asarray(abs(self.z).sum(axis=0)) / self.num_samples
+        return np.asarray(abs(self.z).astype(np.float64).sum(axis=0)) / self.num_samples
 
     @cached_property
     def ranking(self) -> np.ndarray:

@@ -221,18 +221,25 @@ def _enrichment_p_value(
     hits: np.ndarray, support: np.ndarray, num_with_property: np.ndarray, num_samples: int
 ) -> np.ndarray:
     """P(at least `hits` of `support` draws have the property), drawing without replacement."""
-    tables = np.broadcast_arrays(hits, support, num_with_property)
-    # Tables repeat: most latents fire on few samples.
-    shape = (num_samples + 1,) * 3
+    # Tables repeat: most latents fire on few samples. Margins are told apart by their rank, as
+    # the codes of three counts up to n each overflow 64 bits from 2.1 million samples on.
+    draws, draws_rank = np.unique(support, return_inverse=True)
+    successes, successes_rank = np.unique(num_with_property, return_inverse=True)
+    shape = (num_samples + 1, len(draws), len(successes))
+    tables = np.broadcast_arrays(
+        hits, draws_rank.reshape(support.shape), successes_rank.reshape(num_with_property.shape)
+    )
     codes, inverse = np.unique(np.ravel_multi_index(tables, shape), return_inverse=True)
-    k, draws, successes = np.unravel_index(codes, shape)
-    return stats.hypergeom.sf(k - 1, num_samples, successes, draws)[inverse].reshape(hits.shape)
+    k, i, j = np.unravel_index(codes, shape)
+    p_value = stats.hypergeom.sf(k - 1, num_samples, successes[j], draws[i])
+    return p_value[inverse].reshape(hits.shape)
 
 
 def count_hits(fires: np.ndarray | sparse.sparray, properties: np.ndarray) -> np.ndarray:
     """How often each latent fires on samples with each property, int `[F, P]`."""
-    # float32 products are fast and exact for counts below 2^24.
-    return np.rint(fires.astype(np.float32).T @ properties.astype(np.float32)).astype(np.int64)
+    # float32 products are fast, and exact for counts up to 2^24.
+    dtype = np.float32 if len(properties) <= 2**24 else np.float64
+    return np.rint(fires.astype(dtype).T @ properties.astype(dtype)).astype(np.int64)
 
 
 def _check_tables(fires: np.ndarray | sparse.sparray, properties: np.ndarray, q: float) -> None:

@@ -24,6 +24,7 @@ class Hyperparameters(NamedTuple):
     d_sae: jax.Array
     k: jax.Array
     learning_rate: jax.Array
+    data_seed: jax.Array
 
 
 class MemberState(NamedTuple):
@@ -116,14 +117,13 @@ def with_encoders_transposed(state: MemberState) -> MemberState:
 
 @partial(
     jax.jit,
-    static_argnames=("batch_size", "dtype", "path", "k_max", "one_by_one"),
+    static_argnames=("batch_size", "dtype", "path", "k_max", "one_by_one", "one_order"),
     donate_argnums=0,
 )
 def train_epoch(
     state: MemberState,
     hyper: Hyperparameters,
     x: jax.Array,
-    data_seed: jax.Array,
     epoch: jax.Array,
     *,
     batch_size: int,
@@ -131,6 +131,7 @@ def train_epoch(
     path: str = "dense",
     k_max: int | None = None,
     one_by_one: bool = False,
+    one_order: bool = True,
 ) -> tuple[MemberState, jax.Array]:
     """Advances every member of a group by one epoch, as one device program.
 
@@ -139,7 +140,6 @@ def train_epoch(
         transposed; donated.
       hyper: of the same members, `[M]` each.
       x: training samples `[n, D]`.
-      data_seed: of the order of the samples.
       epoch: which epoch this is, from 0.
       batch_size: samples a step; a smaller last batch holds what is left over.
       dtype: how matrix products are computed.
@@ -147,15 +147,19 @@ def train_epoch(
       k_max: at least the members' k; the sparse path alone needs it.
       one_by_one: whether a member's epoch begins when the one before has ended, and not
         with it, in which case all members take each step side by side.
+      one_order: whether the members' data seeds are equal, so that they see the same batches,
+        which are then gathered once for members side by side.
 
     Returns:
       The new state, and every step's loss, `[num_steps, M]`.
     """
-    order = data.epoch_order(data_seed, epoch, len(x))
     num_full = len(x) // batch_size
-    full, rest = jnp.split(order, [num_full * batch_size])
+    shared = data.epoch_order(hyper.data_seed[0], epoch, len(x)) if one_order else None
 
     def member_epoch(state: MemberState, hyper: Hyperparameters) -> tuple[MemberState, jax.Array]:
+        order = data.epoch_order(hyper.data_seed, epoch, len(x)) if shared is None else shared
+        full, rest = jnp.split(order, [num_full * batch_size])
+
         def step(state: MemberState, rows: jax.Array) -> tuple[MemberState, jax.Array]:
             return train_step(state, hyper, x[rows], dtype, path, k_max)
 

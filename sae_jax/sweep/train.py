@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sae_jax.checkpoints import GroupCheckpoints, SweepCheckpoints, fingerprint
 from sae_jax.configs import SAEConfig, TrainConfig
-from sae_jax.data import ActivationData, Slices, of_slice, slices_of
+from sae_jax.data import ActivationData, DataSlice, Slices, of_slice, slices_of
 from sae_jax.evaluate import evaluate_group
 from sae_jax.sweep.plan import Group, Plan, plan_sweep
 from sae_jax.sweep.preemption import Preempted, preemption_notice
@@ -35,6 +35,10 @@ from sae_jax.sweep.step import (
     train_epoch,
     with_encoders_transposed,
 )
+
+# Above which share of the variance in 1 % of the rows a sweep warns; a normal distribution's is
+# below 0.02 in the widths of language models.
+MAX_OUTLIER_SHARE = 0.25
 
 
 def train_sweep(
@@ -102,6 +106,7 @@ def train_sweep(
         )
     plan = plan_sweep(configs, train_slices.shapes, train_config)
     members: dict[int, Member] = {}
+    warned: set[DataSlice] = set()
     with ExitStack() as stack:
         checkpoints = preempted = None
         if checkpoint_dir is not None:
@@ -135,6 +140,7 @@ def train_sweep(
                 # While the last checkpoint is being written.
                 trained = _members(group_configs, state, losses, val_slices[group.data_slice])
                 for member, result in zip(group.members, trained, strict=True):
+                    _warn_of_outliers(result, warned)
                     if writer:
                         writer.write(member, result)
                     else:
@@ -144,6 +150,19 @@ def train_sweep(
     if output is not None:
         return SweepResult.load(output)
     return SweepResult([members[i] for i in range(len(configs))], train_config, data)
+
+
+def _warn_of_outliers(member: Member, warned: set[DataSlice]) -> None:
+    """Warns, once a data slice, where a few rows of extreme norm decide the scores."""
+    share, data_slice = member.metrics["outlier_variance_share"], member.config.data_slice
+    if share > MAX_OUTLIER_SHARE and data_slice not in warned:
+        warned.add(data_slice)
+        warnings.warn(
+            f"1 % of the rows of val{of_slice(data_slice)} hold {share:.0%} of its variance:"
+            " fvu and explained variance say little of the other rows, of which"
+            " fvu_without_outliers tells; Split.within_norm leaves such rows out",
+            stacklevel=3,
+        )
 
 
 def plan_for(
@@ -226,7 +245,8 @@ def _train_group(
     bar: tqdm,
 ) -> tuple[MemberState, np.ndarray]:
     """The trained state, leading axis M, and every step's losses, `[num_steps, M]`."""
-    hyper = _hyperparameters(configs)
+    hyper = _hyperparameters(configs, train_config)
+    one_order = len(set(np.asarray(hyper.data_seed).tolist())) == 1
     x = jnp.asarray(x_train)
     state = init_group(hyper, d_in=x.shape[1], width=group.width)
     if group.path != "dense":
@@ -244,13 +264,13 @@ def _train_group(
             state,
             hyper,
             x,
-            jnp.uint32(train_config.data_seed),
             jnp.int32(epoch),
             batch_size=train_config.batch_size,
             dtype=train_config.compute_dtype,
             path=group.path,
             k_max=group.k_max,
             one_by_one=group.one_by_one,
+            one_order=one_order,
         )
         if history:
             # One epoch behind, so that the device never waits for the display.
@@ -273,20 +293,28 @@ def _joined(history: Sequence[np.ndarray | jax.Array]) -> np.ndarray:
     return np.concatenate([np.asarray(losses) for losses in history])
 
 
-def _hyperparameters(configs: Sequence[SAEConfig]) -> Hyperparameters:
+def _hyperparameters(configs: Sequence[SAEConfig], train_config: TrainConfig) -> Hyperparameters:
+    data_seeds = [
+        train_config.data_seed if config.data_seed is None else config.data_seed
+        for config in configs
+    ]
     return Hyperparameters(
         seed=jnp.array([config.seed for config in configs], jnp.uint32),
         d_sae=jnp.array([config.d_sae for config in configs], jnp.int32),
         k=jnp.array([config.k for config in configs], jnp.int32),
         learning_rate=jnp.array([config.learning_rate for config in configs], jnp.float32),
+        data_seed=jnp.array(data_seeds, jnp.uint32),
     )
 
 
 def _members(
     configs: Sequence[SAEConfig], state: MemberState, losses: np.ndarray, x_val: np.ndarray
 ) -> Iterator[Member]:
-    hyper = _hyperparameters(configs)
-    scores = evaluate_group(state.params, hyper.k, hyper.d_sae, x_val)
+    k, d_sae = (
+        jnp.array([getattr(config, name) for config in configs], jnp.int32)
+        for name in ("k", "d_sae")
+    )
+    scores = evaluate_group(state.params, k, d_sae, x_val)
     stacked = jax.device_get(state.params)
     for i, (config, score) in enumerate(zip(configs, scores, strict=True)):
         params = {
