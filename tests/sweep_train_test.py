@@ -259,7 +259,7 @@ def test_a_sweep_written_as_it_trains_is_the_one_in_memory(split, tmp_path):
 
 def test_validation_without_variance_is_said(split):
     train, val = split
-    with pytest.warns(UserWarning, match="all rows of val are equal: fvu, r2 and explained"):
+    with pytest.warns(UserWarning, match="all rows of val are equal: fvu and r2 are undefined"):
         result = quietly([SAEConfig(8, 2)], train, np.repeat(val[:1], 5, axis=0), epochs=1)
     (row,) = result.table()
     assert row["diverged_at"] is None

@@ -100,8 +100,8 @@ def train_sweep(
     configs = _resolved(configs, train_slices, val_slices)
     for data_slice in val_slices.constant:
         warnings.warn(
-            f"all rows of val{of_slice(data_slice)} are equal: fvu, r2 and explained variance"
-            " are undefined there, and come out as NaN",
+            f"all rows of val{of_slice(data_slice)} are equal: fvu and r2 are undefined there,"
+            " and come out as NaN",
             stacklevel=2,
         )
     plan = plan_sweep(configs, train_slices.shapes, train_config)
