@@ -1,11 +1,20 @@
 """What several tests need."""
 
+import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _programs_are_traced_again():
+    """`make mutants` asks which functions a test runs: a cached program would run none."""
+    if os.environ.get("MUTANT_UNDER_TEST") == "stats":
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

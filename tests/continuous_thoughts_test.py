@@ -78,6 +78,29 @@ def test_expected_embeddings_over_a_real_vocabulary_equal_float64(num_rows):
     )
 
 
+def test_a_softmax_over_many_equal_logits_does_not_drift():
+    """A float32 sum of equal terms rounds them all one way: the softmax was off by 1e-4."""
+    logits = np.full((1, 49_152), -0.5, np.float32)
+    logits[0, 0] = 0
+    vocabulary = np.random.default_rng(0).standard_normal((49_152, 16)).astype(np.float32)
+    expected = softmax(logits.astype(np.float64), axis=-1) @ vocabulary.astype(np.float64)
+    found = expected_embedding(torch.tensor(logits), torch.tensor(vocabulary).split(1000)).numpy()
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-5
+
+
+def test_a_prompt_is_read_once_and_no_thought_is_computed_that_nobody_asked_for(model, prompts):
+    lengths = []
+    handle = model.layer_output(0).register_forward_hook(
+        lambda module, inputs, output: lengths.append(output.shape[1])
+    )
+    try:
+        thought_activations(model, prompts, layers=[0], positions=[3, 1])
+    finally:
+        handle.remove()
+    # The longest prompt, then positions 0 to 3.
+    assert lengths == [max(map(len, prompts)), 1, 1, 1, 1]
+
+
 def test_chosen_layers_and_positions_are_those_of_the_whole(model, prompts):
     whole = thought_activations(model, prompts, layers=LAYERS)
     chosen = thought_activations(model, prompts, layers=[2, 0], positions=[4, 1])

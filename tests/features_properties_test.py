@@ -62,6 +62,15 @@ def test_frequent_numbers_are_those_in_1_to_50_percent():
     assert matrix[:, names.index("number 0.5")].sum() == 60
 
 
+def test_the_bounds_of_frequent_belong_to_it_and_fixed_numbers_need_not_be():
+    # In 101, 100, 2 and 1 of 200 problems.
+    num_with = {"2": 101, "3": 100, "7": 2, "9": 1}
+    steps = [[step for step, n in num_with.items() if i < n] for i in range(200)]
+    matrix, names = property_matrix([problem(*s) for s in steps], frequent_numbers=True)
+    assert names[4:] == [f"number {n}" for n in (3, 7, 12, 20, 30, 50, 100)]
+    assert matrix[:, 4:].sum(axis=0).tolist() == [100, 2, 0, 0, 0, 0, 0]
+
+
 def test_property_matrix_without_problems():
     matrix, names = property_matrix([])
-    assert matrix.shape == (0, len(names))
+    assert (matrix.shape, matrix.dtype) == ((0, len(names)), bool)

@@ -144,6 +144,34 @@ def test_tables_hand_computed():
     assert not calibrated_specialization(fires, properties, q=0.1, min_support=3).specialized.any()
 
 
+def lone_table(num_samples, num_with_property, support, hits):
+    """One latent that fires on `support` samples and one property, which share `hits`."""
+    fires = np.arange(num_samples)[:, None] < support
+    properties = np.roll(np.arange(num_samples)[:, None] < num_with_property, support - hits, 0)
+    assert (fires & properties).sum() == hits
+    return fires, properties
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "specialized"),
+    [
+        # By chance C(10, 5) / C(1000, 5) = 3e-11 and C(10, 4) / C(1000, 4) = 5e-9.
+        ((1000, 10, 5, 5), {}, True),
+        ((1000, 10, 4, 4), {}, False),
+        # 300 of 400 have what half of all have: exactly 1.5 times as many.
+        ((1000, 500, 400, 300), {}, True),
+        ((1000, 500, 400, 299), {}, False),
+        # By chance 1 in 21, 4.8 %, and 1 in 19, 5.3 %.
+        ((21, 1, 1, 1), {"min_support": 1}, True),
+        ((19, 1, 1, 1), {"min_support": 1}, False),
+    ],
+)
+def test_by_default_5_samples_a_lift_of_one_and_a_half_and_5_percent_are_enough(
+    table, options, specialized
+):
+    assert calibrated_specialization(*lone_table(*table), **options).specialized == specialized
+
+
 def random_tables(n=400, num_latents=60, num_properties=5, seed=0):
     rng = np.random.default_rng(seed)
     fires = rng.random((n, num_latents)) < rng.uniform(0, 0.3, num_latents)

@@ -288,6 +288,13 @@ def test_diverged_member_is_nan_and_not_dead():
     assert got["dead_fraction"] == 0
 
 
+def test_almost_dead_is_below_half_a_percent_and_not_at_it():
+    z = np.arange(1000)[:, None] < [0, 4, 5, 1000]
+    x = np.ones((1000, 2), np.float32)
+    got = metrics.score(x, z.astype(np.float32), x)
+    assert got["almost_dead_fraction"] == 0.25
+
+
 def test_zero_reconstruction_has_cosine_zero():
     x, z, x_hat = samples(n=8)
     assert metrics.score(x, z, np.zeros_like(x_hat))["cosine_similarity"] == 0

@@ -1,3 +1,4 @@
+import statistics
 from itertools import combinations
 
 import numpy as np
@@ -32,6 +33,12 @@ def test_interval_covers_the_mean_95_percent_of_the_time():
     assert coverage == pytest.approx(0.95, abs=0.015)
 
 
+def test_float32_scores_are_averaged_in_float64():
+    # float32 has no 25,000,000.75.
+    assert summarize(np.array([1e8, 1, 1, 1], np.float32)).mean == 25_000_000.75
+
+
+@pytest.mark.filterwarnings("error")
 def test_one_value_has_no_interval():
     got = summarize([4.0])
     assert got.mean == 4.0
@@ -40,6 +47,7 @@ def test_one_value_has_no_interval():
         summarize([])
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("gap", [None, np.nan])
 def test_missing_values_leave_the_interval_of_the_others(gap):
     got = summarize([1.0, gap, 2.0, 3.0])
@@ -51,6 +59,7 @@ def test_missing_values_leave_the_interval_of_the_others(gap):
     assert np.isnan([nothing.mean, nothing.low, nothing.half_width]).all()
 
 
+@pytest.mark.filterwarnings("error")
 def test_infinite_values_have_an_infinite_mean_and_no_interval():
     got = summarize([1.0, np.inf])
     assert got.mean == np.inf
@@ -76,13 +85,16 @@ def test_pairs_of_seeds_have_the_interval_of_a_jackknife(n, seed):
     got = summarize_pairs(means)
     mean, error = jackknife(score)
     assert got.mean == pytest.approx(mean)
+    assert got.sd == pytest.approx(statistics.stdev(means))
     assert got.half_width == pytest.approx(stats.t.ppf(0.975, n - 1) * error, abs=1e-9)
 
 
+@pytest.mark.filterwarnings("error")
 def test_one_pair_has_no_interval():
-    got = summarize_pairs([0.3, 0.3])
-    assert (got.mean, got.num_values) == (0.3, 2)
-    assert np.isnan(got.half_width)
+    for values in ([0.3, 0.3], [0.2, 0.4]):
+        got = summarize_pairs(values)
+        assert (got.mean, got.num_values) == (pytest.approx(0.3), 2)
+        assert np.isnan(got.half_width)
     missing = summarize_pairs([0.3, None, 0.5, 0.4])
     assert (missing.num_values, missing.num_missing) == (3, 1)
     assert missing.half_width == summarize_pairs([0.3, 0.5, 0.4]).half_width
@@ -114,8 +126,11 @@ def test_paired_comparison_matches_scipy_and_beats_the_unpaired_test():
 
 def test_equal_differences():
     assert compare_paired([1.0, 2.0], [1.0, 2.0]).p_value == 1.0
-    assert compare_paired([1.0, 2.0], [3.0, 4.0]).p_value == 0.0
-    assert np.isnan(compare_paired([1.0], [3.0]).p_value)
+    equal, single = compare_paired([1.0, 2.0], [3.0, 4.0]), compare_paired([1.0], [3.0])
+    assert equal.p_value == 0.0
+    assert np.isnan(single.p_value)
+    for got in (equal, single):
+        assert got.difference.mean == 2.0
     with pytest.raises(ValueError, match="equally many"):
         compare_paired([1.0], [1.0, 2.0])
 
@@ -131,6 +146,9 @@ def test_rows_are_grouped_and_paired_by_seed():
     small, large = summarize_rows(rows(), ["fvu"])
     assert (small["d_sae"], small["k"], small["fvu"].mean) == (250, 50, pytest.approx(0.45))
     assert (large["d_sae"], large["fvu"].mean) == (512, pytest.approx(0.2))
+    # Of a score that is no mean over pairs, two seeds have an interval.
+    assert small["fvu"] == summarize([0.4, 0.5])
+    assert summarize_rows(rows()[:1], ["fvu"])[0]["fvu"].mean == 0.4
     got = compare_rows(rows(), "fvu", {"d_sae": 250}, {"d_sae": 512})
     # Seed 0: 0.1 - 0.4; seed 1: 0.3 - 0.5.
     assert got.difference == summarize([0.1 - 0.4, 0.3 - 0.5])
@@ -180,6 +198,9 @@ def test_rows_that_do_not_pair_are_named():
         )
     with pytest.raises(ValueError, match=r"'k': 50} matches 4 rows of several .* differ in d_sae;"):
         compare_rows(rows(), "fvu", {"k": 50}, {"d_sae": 512})
+    two_k = rows() + [row | {"k": 8} for row in rows()]
+    with pytest.raises(ValueError, match=r"'seed': 0} matches 4 rows of .* differ in d_sae, k;"):
+        compare_rows(two_k, "fvu", {"seed": 0}, {"d_sae": 512})
     with pytest.raises(ValueError, match=r"'d_sae': 250} matches 4 rows of 2 seeds"):
         compare_rows(rows() + rows(), "fvu", {"d_sae": 250}, {"d_sae": 512})
     with pytest.raises(ValueError, match="matches 0 rows"):

@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -40,6 +43,23 @@ def test_padding_share_by_hand():
     assert widths_and_members(tight) == [(512, (0, 1)), (250, (2,))]
 
 
+@pytest.mark.parametrize(
+    ("backend", "sizes", "num_groups"),
+    [
+        # 98 of 2 * 1000 latents are padding, 4.9 %, and 102, 5.1 %.
+        ("cpu", (1000, 902), 1),
+        ("cpu", (1000, 898), 2),
+        # 49 % of 3 * 1000, and 51 %.
+        ("gpu", (1000, 300, 230), 1),
+        ("gpu", (1000, 270, 200), 2),
+    ],
+)
+def test_padding_allowed_by_default(monkeypatch, backend, sizes, num_groups):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    plan = plan_sweep(members(*sizes), SIZES, TrainConfig(path="dense"))
+    assert len(plan.groups) == num_groups
+
+
 def test_padding_latents_cost_a_third_where_they_do_not_fire():
     config = TrainConfig(path="compact", max_padding=0.07)
     (group,) = plan_sweep(members(512, 480, 250), SIZES, config).groups
@@ -71,6 +91,24 @@ def test_large_dense_groups_and_single_members_train_one_by_one_on_a_cpu():
         config = TrainConfig(path="dense")
         (group,) = plan_sweep(members(*[512] * num_members), SIZES, config).groups
         assert group.one_by_one == one_by_one
+
+
+def test_accelerators_train_side_by_side_on_the_dense_path(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for num_members in (1, 3):
+        (group,) = plan_sweep(members(*[4096] * num_members), SIZES, TrainConfig()).groups
+        assert (group.path, group.one_by_one) == ("dense", False)
+
+
+def test_a_group_takes_four_fifths_of_an_accelerators_memory(monkeypatch):
+    configs = members(*[512] * 10)
+    (whole,) = plan_sweep(configs, SIZES, TrainConfig()).groups
+    for share, num_groups in ((0.79, 1), (0.81, 2)):
+        stats = {"bytes_limit": int(whole.num_bytes / share), "bytes_in_use": 0}
+        device = SimpleNamespace(memory_stats=lambda stats=stats: stats)
+        monkeypatch.setattr(jax, "devices", lambda device=device: [device])
+        plan = plan_sweep(configs, SIZES, TrainConfig())
+        assert len(plan.groups) == num_groups
 
 
 def test_memory_budget_cuts_a_sweep_into_groups():
