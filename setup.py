@@ -47,7 +47,7 @@ setup(
         "scipy>=1.14",
         "scikit-learn>=1.8",
         "safetensors>=0.7",
-        "huggingface_hub>=1.0",
+        "huggingface_hub>=1.3",
         "absl-py",
         "tqdm",
     ],
