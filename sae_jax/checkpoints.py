@@ -16,12 +16,12 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -33,8 +33,7 @@ MANIFEST_NAME = "sweep.json"
 CHECKSUMS_NAME = "checksums.json"
 NUM_KEPT = 2
 
-# Largest share of a run's time in which a checkpoint is being made. Most of that time training
-# goes on, though slower where it needs the same cores.
+# Largest share of a run's time that the making of checkpoints may take.
 MAX_SHARE = 0.05
 # Seconds that a checkpoint is taken to cost before one was made. So the first comes after ten
 # seconds at the earliest, which is what starting and compiling again would cost.
@@ -51,7 +50,7 @@ class Progress(NamedTuple):
 
     Attributes:
       epochs: number of finished epochs.
-      state: a pytree of NumPy arrays.
+      state: a pytree of arrays on the device.
       losses: of every step so far, `[num_steps, M]`.
     """
 
@@ -82,46 +81,62 @@ class Pace:
         return self._spent + self._latest <= MAX_SHARE * elapsed
 
     def add(self, seconds: float) -> None:
-        """Counts the time that a checkpoint took, from the copy to the disk."""
+        """Counts the time that a checkpoint took."""
         self._latest = seconds
         self._spent += seconds
 
 
 class GroupCheckpoints:
-    """The last few checkpoints of one group, written in the background."""
+    """The last few checkpoints of one group."""
 
     def __init__(self, folder: Path, pace: Pace | None = None):
         self._folder = folder
         self._pace = pace or Pace()
-        self._writer = ThreadPoolExecutor(max_workers=1)
-        self._writing: Future[None] | None = None
         for pattern in (f"{_UNFINISHED}*", f"{_REMOVED}*", "*.orbax-checkpoint-tmp*"):
             for leftover in folder.glob(pattern):
                 shutil.rmtree(leftover)
 
     def is_due(self, epochs: int) -> bool:
-        """Whether to save after so many epochs; raises what kept the last one from the disk."""
-        if self._writing and self._writing.done():
-            self._wait()
+        """Whether to save after so many epochs."""
         return self._pace.is_due(epochs)
 
     def save(self, epochs: int, state: Any, losses: np.ndarray) -> None:
-        """Starts to write a checkpoint when the one before is on disk.
+        """Writes a checkpoint, which appears whole or not at all.
+
+        Training waits meanwhile: a copy to write in the background, which takes its share of
+        a CPU's cores too, would double the memory that a group needs there.
 
         Args:
           epochs: number of finished epochs.
-          state: a pytree of arrays, copied before this returns.
+          state: a pytree of arrays.
           losses: of every step so far, `[num_steps, M]`.
 
         Raises:
-          OSError: if the one before could not be written.
+          OSError: if it cannot be written; those before are still there.
         """
-        self._wait()
         jax.block_until_ready(state)
         began = time.monotonic()
-        # Copied: training donates these buffers to its next step.
-        arrays = jax.tree.map(lambda array: np.array(array, copy=True), _payload(state, losses))
-        self._writing = self._writer.submit(self._write, epochs, arrays, began)
+        unfinished = self._folder / f"{_UNFINISHED}{epochs}"
+        context = ocp.Context()
+        context.array.saving.use_compression = False  # Parameters hardly get smaller.
+        context.memory.deepcopy_host_arrays = False  # Nobody changes them meanwhile.
+        with context:
+            ocp.save(unfinished, jax.tree.map(np.asarray, _payload(state, losses)))
+        checksums = {
+            str(path.relative_to(unfinished)): file_entry(path)
+            for path in sorted(unfinished.rglob("*"))
+            if path.is_file()
+        }
+        (unfinished / CHECKSUMS_NAME).write_text(json.dumps(checksums, indent=1), encoding="utf-8")
+        for path in (*unfinished.rglob("*"), unfinished):
+            _flush(path)
+        unfinished.rename(self._folder / str(epochs))
+        _flush(self._folder)
+        for old in sorted(self._epochs_on_disk())[:-NUM_KEPT]:
+            # Renamed first, so that one which is half removed does not look damaged.
+            removed = (self._folder / str(old)).rename(self._folder / f"{_REMOVED}{old}")
+            shutil.rmtree(removed)
+        self._pace.add(time.monotonic() - began)
 
     def restore(self, template: State, steps_per_epoch: int) -> Progress | None:
         """The newest checkpoint that is whole; damaged ones are set aside with a warning.
@@ -142,41 +157,6 @@ class GroupCheckpoints:
             except _DamagedError as damage:
                 self._set_aside(epochs, damage)
         return None
-
-    def close(self) -> None:
-        """Waits for what is being written; raises what kept it from the disk."""
-        try:
-            self._wait()
-        finally:
-            self._writer.shutdown()
-
-    def _wait(self) -> None:
-        writing, self._writing = self._writing, None
-        if writing:
-            writing.result()
-
-    def _write(self, epochs: int, arrays: Any, began: float) -> None:
-        unfinished = self._folder / f"{_UNFINISHED}{epochs}"
-        context = ocp.Context()
-        context.array.saving.use_compression = False  # Parameters hardly get smaller.
-        context.memory.deepcopy_host_arrays = False  # These are a copy already.
-        with context:
-            ocp.save(unfinished, arrays)
-        checksums = {
-            str(path.relative_to(unfinished)): file_entry(path)
-            for path in sorted(unfinished.rglob("*"))
-            if path.is_file()
-        }
-        (unfinished / CHECKSUMS_NAME).write_text(json.dumps(checksums, indent=1), encoding="utf-8")
-        for path in (*unfinished.rglob("*"), unfinished):
-            _flush(path)
-        unfinished.rename(self._folder / str(epochs))
-        _flush(self._folder)
-        for old in sorted(self._epochs_on_disk())[:-NUM_KEPT]:
-            # Renamed first, so that one which is half removed does not look damaged.
-            removed = (self._folder / str(old)).rename(self._folder / f"{_REMOVED}{old}")
-            shutil.rmtree(removed)
-        self._pace.add(time.monotonic() - began)
 
     def _epochs_on_disk(self) -> list[int]:
         return [int(path.name) for path in self._folder.iterdir() if path.name.isdecimal()]
@@ -202,17 +182,25 @@ class GroupCheckpoints:
         with _doubt_noted(folder, has_checksums):
             metadata = ocp.metadata(folder)
         _check_settings(folder, metadata.metadata, template, losses)
-        wanted = jax.tree.map(
-            lambda leaf: np.empty(leaf.shape, leaf.dtype), _payload(template, losses)
-        )
-        with _doubt_noted(folder, has_checksums):
-            arrays = ocp.load(folder, wanted)
+        needed = _payload(template, losses)
+        places, structure = jax.tree.flatten(needed)
+        arrays = []
+        for i, leaf in enumerate(places):
+            # One at a time, each copied to where training may reuse its memory, so that all
+            # that was read and all that is needed never lie side by side.
+            wanted = [ocp.PLACEHOLDER] * len(places)
+            wanted[i] = np.empty(leaf.shape, leaf.dtype)
+            with _doubt_noted(folder, has_checksums):
+                read = ocp.load(folder, jax.tree.unflatten(structure, wanted))
+            arrays.append(jnp.array(jax.tree.leaves(read)[i]))
+            del read
+        saved = jax.tree.unflatten(structure, arrays)
         # Earlier versions kept a digest of the arrays instead of one of each file.
-        if not has_checksums and (metadata.custom_metadata or {}).get("sha256") != _digest(arrays):
+        if not has_checksums and (metadata.custom_metadata or {}).get("sha256") != _digest(saved):
             raise _DamagedError(f"{CHECKSUMS_NAME} is missing, or arrays are not as saved")
-        leaves = [arrays["state"][name] for name in sorted(arrays["state"])]
+        leaves = [saved["state"][name] for name in sorted(saved["state"])]
         state = jax.tree.unflatten(jax.tree.structure(template), leaves)
-        return Progress(epochs, state, arrays["losses"])
+        return Progress(epochs, state, np.asarray(saved["losses"]))
 
 
 class _DamagedError(Exception):
@@ -393,16 +381,11 @@ class SweepCheckpoints:
             )
         return Plan(groups)
 
-    @contextmanager
-    def group(self, i: int) -> Iterator[GroupCheckpoints]:
-        """The checkpoints of group i; on leaving, what is being written is finished."""
+    def group(self, i: int) -> GroupCheckpoints:
+        """The checkpoints of group i."""
         folder = self._folder / f"group_{i:05d}"
         folder.mkdir(exist_ok=True)
-        checkpoints = GroupCheckpoints(folder, self._pace)
-        try:
-            yield checkpoints
-        finally:
-            checkpoints.close()
+        return GroupCheckpoints(folder, self._pace)
 
 
 def _checked_every(every: int | None) -> int | None:

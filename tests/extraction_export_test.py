@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file as save_torch_file
+from torch.torch_version import TorchVersion
 
 from sae_jax.extraction.export import export_slice, import_published, import_slice
 from sae_jax.store import Problem
@@ -93,9 +94,20 @@ def test_a_pickle_with_code_in_it_is_refused(tmp_path, capsys):
     content = published_content()
     content["metadata"]["problem_ids"][0] = Payload()
     torch.save(content, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="tensors and plain values"):
+    with pytest.raises(ValueError, match="tensors and plain values alone"):
         import_published([tmp_path / "evil.pt"], tmp_path / "store")
     assert "must never run" not in capsys.readouterr().out
+
+
+def test_a_torch_that_may_run_code_reads_no_file(tmp_path, monkeypatch):
+    torch.save(published_content(), tmp_path / "a.pt")
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.5.1+cpu"))
+    with pytest.raises(
+        ValueError, match=r"a\.pt is left unread: torch 2\.5\.1.*torch 2\.6 or newer"
+    ):
+        import_published([tmp_path / "a.pt"], tmp_path / "store")
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0"))
+    import_published([tmp_path / "a.pt"], tmp_path / "store")
 
 
 @pytest.fixture

@@ -159,6 +159,23 @@ def test_memory_budget_cuts_a_sweep_into_groups():
     assert sorted(i for group in plan.groups for i in group.members) == list(range(10))
 
 
+def test_scoring_is_part_of_the_memory_and_takes_as_many_at_once_as_fit():
+    # 3 members of d_sae 64 at D 64: 2 * 64 * 64 + 64 + 64 = 8,320 parameters each. To train:
+    # 3 copies, 2 more for gradients, 256 x (4 * 64 + 3 * 64) activations, of all. To score: 2
+    # copies of all; of those at once 1.5 and 512 x (6 * 64 + 4 * 64) activations.
+    training = 3 * (5 * 8320 + 256 * 448) + 100 * 64
+    scoring = [3 * 2 * 8320 + 100 * 64 + n * (1.5 * 8320 + 512 * 640) for n in (1, 2, 3)]
+    sizes = {SLICE: (100, 64)}
+    for n, budget in ((3, 2**30), (3, 4 * scoring[2]), (2, 4 * scoring[2] - 4)):
+        config = TrainConfig(memory_budget=int(budget))
+        (group,) = plan_sweep(members(64, 64, 64), sizes, config).groups
+        assert group.scored_at_once == n
+        assert group.num_bytes == 4 * max(training, scoring[n - 1]) <= budget
+    # One after the other where they train so.
+    (group,) = plan_sweep(members(*[512] * 10), SIZES, TrainConfig()).groups
+    assert (group.one_by_one, group.scored_at_once) == (True, 1)
+
+
 def test_a_member_that_does_not_fit_is_named_with_its_need():
     with pytest.raises(
         ValueError, match=r"a member of d_sae 512 needs about [\d,]+ bytes; memory_budget is 1,048"
@@ -202,6 +219,6 @@ def test_plan_prints_as_a_table_before_training():
     header, *rows = str(plan).splitlines()
     assert header.split()[:4] == ["group", "members", "order", "width"]
     assert [row.split() for row in rows] == [
-        ["0", "3", "side", "by", "side", "64", "dense", "-", "-", "0.0%", "1.8", "0.03"],
-        ["1", "3", "side", "by", "side", "32", "dense", "-", "-", "0.0%", "1.2", "0.02"],
+        ["0", "3", "side", "by", "side", "64", "dense", "-", "-", "0.0%", "4.1", "0.03"],
+        ["1", "3", "side", "by", "side", "32", "dense", "-", "-", "0.0%", "2.8", "0.02"],
     ]

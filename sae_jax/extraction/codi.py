@@ -19,6 +19,7 @@ from torch import nn
 
 from sae_jax.extraction.fingerprints import tensors_sha256
 from sae_jax.extraction.language_model import LanguageModel, ThoughtTokens, cast_parameters
+from sae_jax.extraction.torch_files import read_torch_file
 
 LORA_ALPHA = 32.0
 
@@ -104,15 +105,8 @@ def read_state_dict(checkpoint: str) -> dict[str, torch.Tensor]:
         if file.is_file() and file.suffix == ".safetensors":
             return load_file(file)
         if file.is_file():
-            return _load_torch_file(file)
+            return read_torch_file(file)
     raise ValueError(f"{checkpoint} holds neither of {', '.join(_WEIGHT_FILES)}")
-
-
-def _load_torch_file(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{file} is not a file of tensors alone: {error}") from error
 
 
 def _lora_rank(state: dict[str, torch.Tensor], checkpoint: str) -> int:

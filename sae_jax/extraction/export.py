@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file as load_torch_file
 
 from sae_jax.arrays import as_float32
+from sae_jax.extraction.torch_files import read_torch_file
 from sae_jax.store import ActivationStore, Problem, Selection
 from sae_jax.store_writer import write_store
 
@@ -147,12 +148,7 @@ def export_slice(selection: Selection, file: str | os.PathLike) -> None:
 
 
 def _read_published(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{file} is not a torch file of tensors and plain values: {error}"
-        ) from error
+    content = read_torch_file(file)
     match content:
         case {"activations": torch.Tensor(ndim=2) as activations, "metadata": dict(metadata)}:
             pass

@@ -36,11 +36,21 @@ COMPACT_PADDING_COST = 1 / 3
 # the caches; small ones up to 34 % slower, when starting an operation is what costs.
 SIDE_BY_SIDE_MAX_BYTES = 2**26
 
+# Validation samples at a time.
+EVAL_BATCH_SIZE = 512
+
 _FLOAT_BYTES = 4
 # Copies of the parameters that a group keeps: themselves and two Adam moments.
 _STATE_COPIES = 3
 # Of the members that train at the same time: gradients, and one temporary.
 _STEP_COPIES = 2
+# While a checkpoint is read, array after array: the state, and the last encoder or decoder of
+# all members, half their parameters, twice more.
+_RESTORE_COPIES = 4
+# While members are scored: the parameters of all, and those that go into the result.
+_RESULT_COPIES = 2
+# Of the members that are scored at the same time: their parameters, with directions.
+_SCORE_COPIES = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +62,15 @@ class Group:
       data_slice: (layer, position) of their activations.
       width: latents allocated for each of them, the largest d_sae among them.
       padding: share of the work spent on latents that only pad.
-      num_bytes: estimate of device memory in training.
+      num_bytes: estimate of the memory that training, scoring or reading a checkpoint takes
+        on the device, whichever takes most. As many validation samples are counted as
+        training samples. On a CPU the group's results are part of it, those of others not.
       flops_per_step: floating-point operations of one step of all members.
       path: "dense", "compact" or "sparse".
       k_max: the largest k among the members, on the sparse path; `None` on others, whose
         programs do not depend on it.
       one_by_one: whether they take turns, a whole epoch each.
+      scored_at_once: how many of them are scored side by side.
     """
 
     members: tuple[int, ...]
@@ -69,6 +82,7 @@ class Group:
     path: str = "dense"
     k_max: int | None = None
     one_by_one: bool = False
+    scored_at_once: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +148,7 @@ def plan_sweep(
             data_size=data_sizes[data_slice],
             batch_size=batch_size,
             path=path,
+            budget=budget,
         )
         open_group: Group | None = None
         for i in sorted(members, key=lambda i: -configs[i].d_sae):
@@ -173,6 +188,7 @@ def _group(
     data_size: tuple[int, int],
     batch_size: int,
     path: str,
+    budget: int,
 ) -> Group:
     num_samples, d_in = data_size
     sizes = [configs[i].d_sae for i in members]
@@ -185,12 +201,22 @@ def _group(
     in_turn_on_cpu = len(members) == 1 or state_bytes > SIDE_BY_SIDE_MAX_BYTES
     one_by_one = path != "dense" or (jax.default_backend() == "cpu" and in_turn_on_cpu)
     num_at_once = 1 if one_by_one else len(members)
-    num_floats = (
+    data_floats = num_samples * d_in
+    training = (
         len(members) * _STATE_COPIES * num_params
         + num_at_once * (_STEP_COPIES * num_params + num_activations)
         + one_by_one * _STATE_COPIES * num_params
-        + num_samples * d_in
+        + data_floats
     )
+    restoring = len(members) * _RESTORE_COPIES * num_params
+    # Pre-activations, latents, their magnitudes and what selection compares; cosines of as
+    # many decoder rows; reconstruction, residual and their deviations.
+    num_score_activations = EVAL_BATCH_SIZE * (6 * width + 4 * d_in)
+    scoring_one = int(_SCORE_COPIES * num_params) + num_score_activations
+    results = len(members) * _RESULT_COPIES * num_params + data_floats
+    num_fit = (budget // _FLOAT_BYTES - results) // scoring_one
+    scored_at_once = 1 if one_by_one else min(max(num_fit, 1), len(members))
+    num_floats = max(training, restoring, results + scored_at_once * scoring_one)
     # All latents enter the encoder's product, and these the other four: all on the dense
     # path, those that may fire on the compact one, the k of a sample on the sparse one.
     in_others = {
@@ -210,6 +236,7 @@ def _group(
         path=path,
         k_max=largest_k if path == "sparse" else None,
         one_by_one=one_by_one,
+        scored_at_once=scored_at_once,
     )
 
 

@@ -94,10 +94,24 @@ def train_step(
     return MemberState(params, opt_state), loss
 
 
-@partial(jax.jit, static_argnames=("d_in", "width"))
-def init_group(hyper: Hyperparameters, *, d_in: int, width: int) -> MemberState:
-    """The states of all members, leading axis M."""
-    return jax.vmap(lambda member: init_member(member, d_in, width))(hyper)
+@partial(jax.jit, static_argnames=("d_in", "width", "transposed"))
+def init_group(
+    hyper: Hyperparameters, *, d_in: int, width: int, transposed: bool = False
+) -> MemberState:
+    """The states of all members, leading axis M, made one after the other to save memory.
+
+    Args:
+      hyper: of M members.
+      d_in: width of an activation D.
+      width: latents of each.
+      transposed: whether as `with_encoders_transposed` makes them.
+    """
+
+    def init(member: Hyperparameters) -> MemberState:
+        state = init_member(member, d_in, width)
+        return with_encoders_transposed(state) if transposed else state
+
+    return lax.map(init, hyper)
 
 
 @partial(jax.jit, donate_argnums=0)

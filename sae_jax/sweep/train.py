@@ -3,7 +3,8 @@
 import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -17,7 +18,8 @@ from sae_jax.checkpoints import GroupCheckpoints, SweepCheckpoints, fingerprint
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.data import ActivationData, DataSlice, Slices, of_slice, slices_of
 from sae_jax.evaluate import evaluate_group
-from sae_jax.sweep.plan import Group, Plan, plan_sweep
+from sae_jax.sae import Params
+from sae_jax.sweep.plan import EVAL_BATCH_SIZE, Group, Plan, plan_sweep
 from sae_jax.sweep.preemption import Preempted, preemption_notice
 from sae_jax.sweep.provenance import described
 from sae_jax.sweep.result import (
@@ -28,13 +30,7 @@ from sae_jax.sweep.result import (
     divergence,
     writing_sweep,
 )
-from sae_jax.sweep.step import (
-    Hyperparameters,
-    MemberState,
-    init_group,
-    train_epoch,
-    with_encoders_transposed,
-)
+from sae_jax.sweep.step import Hyperparameters, init_group, train_epoch
 
 # Above which share of the variance in 1 % of the rows a sweep warns; a normal distribution's is
 # below 0.02 in the widths of language models.
@@ -100,8 +96,8 @@ def train_sweep(
     configs = _resolved(configs, train_slices, val_slices)
     for data_slice in val_slices.constant:
         warnings.warn(
-            f"all rows of val{of_slice(data_slice)} are equal: fvu, r2 and explained variance"
-            " are undefined there, and come out as NaN",
+            f"all rows of val{of_slice(data_slice)} are equal: fvu and r2 are undefined there,"
+            " and come out as NaN",
             stacklevel=2,
         )
     plan = plan_sweep(configs, train_slices.shapes, train_config)
@@ -127,24 +123,23 @@ def train_sweep(
                 raise Preempted(f"stopped by SIGTERM after {i} of {len(plan.groups)} groups")
             bar.set_description(f"{len(group.members)} SAEs of d_sae <= {group.width}")
             group_configs = [configs[member] for member in group.members]
-            with checkpoints.group(i) if checkpoints else nullcontext() as saved:
-                state, losses = _train_group(
-                    group,
-                    group_configs,
-                    train_slices[group.data_slice],
-                    train_config,
-                    saved,
-                    preempted,
-                    bar,
-                )
-                # While the last checkpoint is being written.
-                trained = _members(group_configs, state, losses, val_slices[group.data_slice])
-                for member, result in zip(group.members, trained, strict=True):
-                    _warn_of_outliers(result, warned)
-                    if writer:
-                        writer.write(member, result)
-                    else:
-                        members[member] = result
+            params, losses = _train_group(
+                group,
+                group_configs,
+                train_slices[group.data_slice],
+                train_config,
+                checkpoints.group(i) if checkpoints else None,
+                preempted,
+                bar,
+            )
+            x_val = val_slices[group.data_slice]
+            trained = _members(group, group_configs, params, losses, x_val)
+            for member, result in zip(group.members, trained, strict=True):
+                _warn_of_outliers(result, warned)
+                if writer:
+                    writer.write(member, result)
+                else:
+                    members[member] = result
         if writer:
             writer.finish(train_config, data)
     if output is not None:
@@ -243,22 +238,20 @@ def _train_group(
     checkpoints: GroupCheckpoints | None,
     preempted: Event | None,
     bar: tqdm,
-) -> tuple[MemberState, np.ndarray]:
-    """The trained state, leading axis M, and every step's losses, `[num_steps, M]`."""
+) -> tuple[Params, np.ndarray]:
+    """The trained parameters, leading axis M, and every step's losses, `[num_steps, M]`."""
     hyper = _hyperparameters(configs, train_config)
     one_order = len(set(np.asarray(hyper.data_seed).tolist())) == 1
     x = jnp.asarray(x_train)
-    state = init_group(hyper, d_in=x.shape[1], width=group.width)
-    if group.path != "dense":
-        state = with_encoders_transposed(state)
+    transposed = group.path != "dense"
+    initial = partial(init_group, hyper, d_in=x.shape[1], width=group.width, transposed=transposed)
     steps_per_epoch = -(-len(x) // train_config.batch_size)
-    history: list[np.ndarray | jax.Array] = []
-    first_epoch = 0
-    if checkpoints and (restored := checkpoints.restore(state, steps_per_epoch)):
-        first_epoch, history = restored.epochs, [restored.losses]
-        state = jax.tree.map(jnp.asarray, restored.state)
-        del restored  # It is as large as the state.
-        bar.update(first_epoch * len(configs))
+    restored = None
+    if checkpoints:
+        restored = checkpoints.restore(jax.eval_shape(initial), steps_per_epoch)
+    first_epoch, state, *history = restored or (0, initial())
+    del restored  # It holds a state, and each epoch gives up the one before.
+    bar.update(first_epoch * len(configs))
     for epoch in range(first_epoch, train_config.epochs):
         state, losses = train_epoch(
             state,
@@ -284,9 +277,11 @@ def _train_group(
             if stop and not last:
                 raise Preempted(f"stopped by SIGTERM after epoch {epoch + 1} of a group")
         bar.update(len(configs))
-    if group.path != "dense":
-        state = with_encoders_transposed(state)
-    return state, _joined(history)
+    params = state.params
+    del state  # Scoring does not need the moments, two thirds of it.
+    if transposed:
+        params = params | {"w_enc": jnp.swapaxes(params["w_enc"], -1, -2)}
+    return params, _joined(history)
 
 
 def _joined(history: Sequence[np.ndarray | jax.Array]) -> np.ndarray:
@@ -308,32 +303,51 @@ def _hyperparameters(configs: Sequence[SAEConfig], train_config: TrainConfig) ->
 
 
 def _members(
-    configs: Sequence[SAEConfig], state: MemberState, losses: np.ndarray, x_val: np.ndarray
+    group: Group,
+    configs: Sequence[SAEConfig],
+    params: Params,
+    losses: np.ndarray,
+    x_val: np.ndarray,
 ) -> Iterator[Member]:
-    k, d_sae = (
-        jnp.array([getattr(config, name) for config in configs], jnp.int32)
-        for name in ("k", "d_sae")
-    )
-    scores = evaluate_group(state.params, k, d_sae, x_val)
-    stacked = jax.device_get(state.params)
+    scores = _scores(group, configs, params, x_val)
+    # Samples whose squares overflow have an infinite error under any SAE.
+    overflows = not np.isfinite(np.vdot(x_val, x_val))
     for i, (config, score) in enumerate(zip(configs, scores, strict=True)):
-        params = {
-            "w_enc": stacked["w_enc"][i, :, : config.d_sae].copy(),
-            "b_enc": stacked["b_enc"][i, : config.d_sae].copy(),
-            "w_dec": stacked["w_dec"][i, : config.d_sae].copy(),
-            "b_dec": stacked["b_dec"][i].copy(),
+        own = jax.device_get({name: array[i] for name, array in params.items()})
+        of_true_size = {
+            "w_enc": own["w_enc"][:, : config.d_sae].copy(),
+            "b_enc": own["b_enc"][: config.d_sae].copy(),
+            "w_dec": own["w_dec"][: config.d_sae].copy(),
+            "b_dec": own["b_dec"].copy(),
         }
         scalars = {
             name: value for name, value in score.items() if not isinstance(value, np.ndarray)
         }
+        firing_rate = np.asarray(score["firing_rate"])
         history = losses[:, i].copy()
-        # Samples whose squares overflow have an infinite error under any SAE.
-        ended_finite = bool(np.isfinite(score["mse"])) or not np.isfinite(np.vdot(x_val, x_val))
-        yield Member(
-            config,
-            params,
-            scalars,
-            np.asarray(score["firing_rate"]),
-            history,
-            divergence(history, ended_finite),
+        diverged_at = divergence(history, overflows or bool(np.isfinite(score["mse"])))
+        yield Member(config, of_true_size, scalars, firing_rate, history, diverged_at)
+
+
+def _scores(
+    group: Group, configs: Sequence[SAEConfig], params: Params, x_val: np.ndarray
+) -> list[dict[str, float | int | np.ndarray]]:
+    """Every metric of every member, of as many at once as the plan says."""
+    k, d_sae = (
+        jnp.array([getattr(config, name) for config in configs], jnp.int32)
+        for name in ("k", "d_sae")
+    )
+    scores: list[dict[str, float | int | np.ndarray]] = []
+    while len(scores) < len(configs):
+        # The last share is moved back to the size of the others: another would compile anew.
+        first = min(len(scores), len(configs) - group.scored_at_once)
+        share = slice(first, first + group.scored_at_once)
+        found = evaluate_group(
+            {name: array[share] for name, array in params.items()},
+            k[share],
+            d_sae[share],
+            x_val,
+            EVAL_BATCH_SIZE,
         )
+        scores += found[len(scores) - first :]
+    return scores
