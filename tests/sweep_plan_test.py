@@ -176,6 +176,32 @@ def test_scoring_is_part_of_the_memory_and_takes_as_many_at_once_as_fit():
     assert (group.one_by_one, group.scored_at_once) == (True, 1)
 
 
+@pytest.mark.parametrize(
+    ("num_members", "num_samples", "d_in", "batch_size", "num_floats"),
+    [
+        # To train: 3 copies of all parameters and 5 of one member's, its activations, the data.
+        (3, 5978, 2048, 256, (9 + 5) * 2_099_712 + 256 * (4 * 512 + 3 * 2048) + 5978 * 2048),
+        # To read a checkpoint: 4 copies of all.
+        (10, 256, 2048, 256, 40 * 2_099_712),
+        # To score: 2 copies of all and 1.5 of one, its activations, the data.
+        (2, 10, 16, 1, (4 + 1.5) * 16_912 + 512 * (6 * 512 + 4 * 16) + 10 * 16),
+    ],
+    ids=["training", "reading", "scoring"],
+)
+def test_memory_of_members_that_take_turns(num_members, num_samples, d_in, batch_size, num_floats):
+    config = TrainConfig(path="compact", batch_size=batch_size)
+    sizes = {SLICE: (num_samples, d_in)}
+    (group,) = plan_sweep(members(*[512] * num_members), sizes, config).groups
+    assert group.num_bytes == 4 * num_floats
+
+
+def test_flops_of_the_sparse_path_follow_the_largest_k():
+    configs = [SAEConfig(512, 3), SAEConfig(512, 5)]
+    config = TrainConfig(path="sparse")
+    (group,) = plan_sweep(configs, {(None, None): (100, 64)}, config).groups
+    assert group.flops_per_step == 2 * 256 * 64 * 2 * (512 + 4 * 5)
+
+
 def test_a_member_that_does_not_fit_is_named_with_its_need():
     with pytest.raises(
         ValueError, match=r"a member of d_sae 512 needs about [\d,]+ bytes; memory_budget is 1,048"
