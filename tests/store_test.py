@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from sae_jax.store import ActivationStore, Problem, Selection, Split
+from sae_jax.store import ActivationStore, Problem, Selection, Split, open_shard
 from sae_jax.store_writer import StorePlan, StoreWriter, lock, write_store
 
 
@@ -160,6 +160,13 @@ def test_a_row_is_read_from_its_own_shard_alone(tmp_path):
     np.testing.assert_array_equal(store.read(0, 0, np.array([7, 6])), [[7], [6]])
     with pytest.raises(FileNotFoundError, match=r"00004\.npy"):
         store.read(0, 0, np.array([8]))
+
+
+def test_a_shard_is_mapped_rather_than_read(tmp_path):
+    np.save(tmp_path / "shard.npy", np.zeros((1, 1, 4, 3), np.float32))
+    shard = open_shard(tmp_path / "shard.npy", [1, 1, 4, 3], "float32")
+    assert isinstance(shard, np.memmap)
+    assert not shard.flags.writeable
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 3), int), np.zeros((4, 3), complex)])
