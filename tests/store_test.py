@@ -492,9 +492,18 @@ class TestFilesThatDoNotMatchTheManifest:
         with pytest.raises(ValueError, match=r"has 5 rows of problems in shards\[0\]; .* 4 rows"):
             ActivationStore.open(root)
 
-    def test_another_schema(self, root):
-        (root / "manifest.json").write_text('{"schema_version": 99}')
-        with pytest.raises(ValueError, match="schema_version 99; this reads 1"):
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ('{"schema_version": 99}', "has schema_version 99; this reads 1$"),
+            ("[]", "has schema_version None; this reads 1$"),
+            ("{", "is not valid JSON: Expecting property name"),
+            ('{"schema_version": 1}', "has no finished; expected true or false$"),
+        ],
+    )
+    def test_what_is_no_manifest(self, root, text, message):
+        (root / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"manifest\.json {message}"):
             ActivationStore.open(root)
 
     def test_no_store(self, tmp_path):
