@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_jax import SAEConfig, TrainConfig, grid
-from sae_jax.sweep.plan import plan_sweep
+from sae_jax.sweep import plan as plan_module
+from sae_jax.sweep.plan import Group, Plan, plan_sweep
 from sae_jax.sweep.train import plan_for
 
 SLICE = (14, 3)
@@ -209,6 +210,20 @@ def test_a_member_that_does_not_fit_is_named_with_its_need():
         plan_sweep(members(512), SIZES, TrainConfig(memory_budget=MIB))
 
 
+def test_a_member_that_just_fits_is_planned():
+    (group,) = plan_sweep(members(512), SIZES, TrainConfig()).groups
+    just, less = (TrainConfig(memory_budget=group.num_bytes - lack) for lack in (0, 1))
+    assert plan_sweep(members(512), SIZES, just).groups == (group,)
+    with pytest.raises(ValueError, match="a member of d_sae 512 needs"):
+        plan_sweep(members(512), SIZES, less)
+
+
+def test_half_of_the_machines_memory_is_a_whole_number(monkeypatch):
+    monkeypatch.setattr(plan_module, "memory_limit", lambda: 2 * MIB + 1)
+    with pytest.raises(ValueError, match="; memory_budget is 1,048,576$"):
+        plan_sweep(members(512), SIZES, TrainConfig())
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 600), st.sampled_from([0, 3])), min_size=1, max_size=20),
@@ -237,6 +252,16 @@ def test_the_published_grid_wastes_little_by_default():
     plan = plan_sweep(members(*sizes * 2), SIZES, TrainConfig())
     assert all(group.padding <= 0.5 for group in plan.groups)
     assert sorted(i for group in plan.groups for i in group.members) == list(range(16))
+
+
+def test_a_group_prints_under_the_names_of_its_columns():
+    group = Group((0, 1), (14, 3), 512, 0.125, 3 * MIB, 2_500_000_000, "compact", one_by_one=True)
+    assert str(Plan((group,))).splitlines() == [
+        "group  members  order         width  path     layer  position  padding"
+        "  memory [MiB]  GFLOP/step",
+        "    0        2  one by one      512  compact     14         3    12.5%"
+        "           3.0        2.50",
+    ]
 
 
 def test_plan_prints_as_a_table_before_training():
