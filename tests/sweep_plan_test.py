@@ -171,6 +171,7 @@ def test_scoring_is_part_of_the_memory_and_takes_as_many_at_once_as_fit():
         config = TrainConfig(memory_budget=int(budget))
         (group,) = plan_sweep(members(64, 64, 64), sizes, config).groups
         assert group.scored_at_once == n
+        assert isinstance(group.scored_at_once, int)
         assert group.num_bytes == 4 * max(training, scoring[n - 1]) <= budget
     # One after the other where they train so.
     (group,) = plan_sweep(members(*[512] * 10), SIZES, TrainConfig()).groups
