@@ -97,6 +97,8 @@ def test_hand_computed():
     assert got["max_activation"] == 4
     np.testing.assert_array_equal(got["firing_rate"], [0.5, 0.5, 0])
     np.testing.assert_array_equal(got["mean_magnitude"], [2, 1, 0])
+    of_two = metrics.score(x, z, x_hat, jnp.array([True, True, False]))
+    assert of_two["dead_fraction"] == 0
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256, 700])
@@ -368,6 +370,14 @@ def test_decoder_coherence_matches_numpy_across_blocks():
     got = metrics.decoder_coherence(w_dec, alive)
     np.testing.assert_allclose(got["decoder_coherence_max"], cosines.max(), rtol=1e-5)
     np.testing.assert_allclose(got["decoder_coherence_mean"], cosines.mean(), rtol=1e-5)
+
+
+def test_decoder_coherence_of_bfloat16_is_that_of_its_values():
+    w_dec = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16)), jnp.bfloat16)
+    a, b = np.asarray(w_dec, np.float64)
+    expected = abs(a @ b) / np.linalg.norm(a) / np.linalg.norm(b)
+    got = metrics.decoder_coherence(w_dec, jnp.ones(2, bool))
+    np.testing.assert_allclose(got["decoder_coherence_max"], expected, rtol=1e-5)
 
 
 def test_decoder_coherence_needs_two_alive_latents():
