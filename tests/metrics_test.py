@@ -298,9 +298,11 @@ def test_almost_dead_is_below_half_a_percent_and_not_at_it():
     assert got["almost_dead_fraction"] == 0.25
 
 
-def test_zero_reconstruction_has_cosine_zero():
+def test_a_zero_reconstruction_has_cosine_zero_and_a_perfect_one_1():
     x, z, x_hat = samples(n=8)
     assert metrics.score(x, z, np.zeros_like(x_hat))["cosine_similarity"] == 0
+    unit = np.eye(2, dtype=np.float32)
+    assert metrics.score(unit, unit, unit)["cosine_similarity"] == 1
 
 
 @pytest.mark.parametrize(
