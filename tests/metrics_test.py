@@ -102,6 +102,8 @@ def test_hand_computed():
     assert of_two["mean_activation"] == 3
     eighth = metrics.score(x, z / 8, x_hat, jnp.array([True, True, False]))
     assert eighth["max_activation"] == 0.5
+    without_first = metrics.score(x, z, x_hat, jnp.array([False, True, True]))
+    assert without_first["max_activation"] == 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256, 700])
