@@ -16,7 +16,7 @@ test: .venv/demo .venv/test
 test-slow: .venv/demo .venv/test
 	$(BIN)/python -m pytest -m slow
 
-# About an hour on two cores. Programs that a mutant leaves as they are come from the cache.
+# More than an hour on two cores. Programs that a mutant leaves as they are come from the cache.
 mutants: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/mutants/.jax
 mutants: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 mutants: .venv/mutants

@@ -113,6 +113,22 @@ def test_more_latents_than_float32_counts():
     assert jax.jit(_count)(mask).tolist() == [[[num_latents - 1], [num_latents]]]
 
 
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_only_a_cpu_counts_by_products_and_asks_whether_all_rows_are_done(platform):
+    arguments = jax.ShapeDtypeStruct((2, 9), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    program = jax.export.export(jitted_mask, platforms=(platform,))(*arguments).mlir_module()
+    assert ("stablehlo.dot_general" in program) == (platform == "cpu")
+    assert ("stablehlo.and across" in program) == (platform == "cpu")
+
+
+def test_64_bit_types_by_default_change_nothing():
+    values = np.random.default_rng(0).integers(0, 4, size=(3, 13)).astype(np.float32)
+    with jax.enable_x64(True):
+        for dtype in (np.float32, np.float64):
+            got = jax.jit(top_k_mask)(jnp.asarray(values, dtype), 5)
+            np.testing.assert_array_equal(got, oracle(values, 5))
+
+
 def test_it_is_a_constant_to_every_derivative():
     values = jnp.asarray(np.random.default_rng(0).random((3, 13)), jnp.float32)
 
