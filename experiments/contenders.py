@@ -16,7 +16,7 @@ import torch
 import torch_reference
 
 import sae_jax
-from sae_jax.sae import init_params
+from sae_jax.architectures.base import init_params
 from sae_jax.sweep.step import (
     Hyperparameters,
     init_group,

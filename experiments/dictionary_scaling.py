@@ -26,15 +26,15 @@ import command
 from absl import flags, logging
 
 import sae_jax
+from sae_jax.activations.locks import lock_beside
 from sae_jax.features.scoring import score_features
-from sae_jax.locks import lock_beside
-from sae_jax.products import COMPUTE_DTYPES
+from sae_jax.ops.matmul import COMPUTE_DTYPES
 from sae_jax.report import published
 from sae_jax.report.figures import plot_against_size, plot_against_sparsity, plot_firing_rates
 from sae_jax.report.tables import summary_table, write_csv, write_markdown
 from sae_jax.sweep.cache import use_compilation_cache
+from sae_jax.sweep.loop import plan_for
 from sae_jax.sweep.result import check_free
-from sae_jax.sweep.train import plan_for
 
 TRAIN_FRACTION, SPLIT_SEED = 0.8, 42
 RUN_NAME = "run.json"

@@ -19,13 +19,13 @@ import command
 from absl import flags, logging
 
 import sae_jax
+from sae_jax.activations.locks import lock, lock_beside
 from sae_jax.features.scoring import score_features
-from sae_jax.locks import lock, lock_beside
-from sae_jax.products import COMPUTE_DTYPES
+from sae_jax.ops.matmul import COMPUTE_DTYPES
 from sae_jax.report.tables import write_csv
 from sae_jax.sweep.cache import use_compilation_cache
+from sae_jax.sweep.loop import plan_for
 from sae_jax.sweep.result import check_free
-from sae_jax.sweep.train import plan_for
 
 _ACTIVATIONS = flags.DEFINE_string("activations", None, "Folder of the store.", required=True)
 _LAYER = flags.DEFINE_list("layer", None, "Layers, comma-separated.", required=True)

@@ -10,12 +10,12 @@ from metrics_test import samples
 from random_saes import random_jumprelu, random_params, random_topk
 
 import sae_jax
-from sae_jax import metrics
-from sae_jax.data import epoch_order
-from sae_jax.evaluate import evaluate_group
-from sae_jax.sae import init_params
+from sae_jax.activations.slices import epoch_order
+from sae_jax.architectures.base import init_params
+from sae_jax.metrics import quality as metrics
+from sae_jax.metrics.evaluate import evaluate_group
+from sae_jax.sweep.loop import _hyperparameters
 from sae_jax.sweep.step import init_group
-from sae_jax.sweep.train import _hyperparameters
 
 # Of versions up to 2026-11-25.
 RECORDED_ORDER = [0, 8, 2, 4, 1, 7, 9, 5, 3, 6]

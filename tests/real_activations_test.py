@@ -10,7 +10,7 @@ from sweep_train_test import quietly, top_k
 from torch_reference import train as train_in_torch
 
 from sae_jax import SAEConfig, grid
-from sae_jax.sae import init_params
+from sae_jax.architectures.base import init_params
 
 # EV [%], MSE and dead [%] of one seed in PyTorch, from the README beside the activations.
 RECORDED = {

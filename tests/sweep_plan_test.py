@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_jax import SAEConfig, TrainConfig, grid
+from sae_jax.sweep.loop import plan_for
 from sae_jax.sweep.plan import plan_sweep
-from sae_jax.sweep.train import plan_for
 
 SLICE = (14, 3)
 SIZES = {SLICE: (5978, 2048)}

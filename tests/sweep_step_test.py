@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_reference import train as train_in_torch
 
-from sae_jax.data import epoch_order
+from sae_jax.activations.slices import epoch_order
 from sae_jax.sweep.step import (
     Hyperparameters,
     init_group,

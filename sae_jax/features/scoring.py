@@ -7,12 +7,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from sae_jax.activations.selection import Selection
+from sae_jax.activations.slices import DataSlice
+from sae_jax.architectures.base import Params
 from sae_jax.configs import SAEConfig
-from sae_jax.data import DataSlice
-from sae_jax.features.report import feature_summary
+from sae_jax.features.records import feature_summary
 from sae_jax.features.stability import stability_over_seeds
-from sae_jax.sae import Params
-from sae_jax.store import Selection
 from sae_jax.sweep.result import SweepResult
 from sae_jax.sweep.step import member_sae
 

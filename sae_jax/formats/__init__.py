@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sae_jax.architectures.base import SAE, JumpReLUSAE, TopKSAE
 from sae_jax.formats import finding, openai, published
-from sae_jax.sae import SAE, JumpReLUSAE, TopKSAE
 
 __all__ = ["WRITABLE", "load", "load_metadata", "save"]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from sae_jax.architectures.base import SAE, JumpReLUSAE, TopKSAE
 from sae_jax.formats import fields, files, rewriting, torch_files
-from sae_jax.sae import SAE, JumpReLUSAE, TopKSAE
 
 WEIGHTS = "ae.pt"
 CONFIG = "config.json"

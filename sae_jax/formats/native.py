@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from sae_jax.architectures.base import PARAM_NAMES, SAE, JumpReLUSAE, TopKSAE
 from sae_jax.formats import fields, files, rewriting
-from sae_jax.sae import PARAM_NAMES, SAE, JumpReLUSAE, TopKSAE
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "config.json"

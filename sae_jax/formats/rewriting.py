@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from sae_jax.architectures.base import SAE, JumpReLUSAE, TopKSAE
 from sae_jax.formats import fields
 from sae_jax.formats.files import Arrays
-from sae_jax.sae import SAE, JumpReLUSAE, TopKSAE
 
 NOTE = "sae_jax"
 """The config entry that holds the note."""

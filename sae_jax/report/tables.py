@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_jax.report import published
-from sae_jax.report.published import percent, with_interval
-from sae_jax.statistics import by_setting, summarize_rows, varying_fields
+from sae_jax.report.reference import percent, with_interval
+from sae_jax.report.statistics import by_setting, summarize_rows, varying_fields
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -6,9 +6,9 @@ from functools import partial
 
 import jax
 
+from sae_jax.activations.slices import DataSlice
 from sae_jax.configs import SAEConfig, TrainConfig
-from sae_jax.data import DataSlice
-from sae_jax.memory import memory_limit
+from sae_jax.sweep.memory import memory_limit
 
 # Largest share of a group's arithmetic that padding may take unless the user says
 # otherwise. A CPU pays for padded work in full, and for another group with seconds of

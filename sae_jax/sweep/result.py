@@ -15,10 +15,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from sae_jax.activations.locks import LOCK_NAME, lock
+from sae_jax.architectures.base import PARAM_NAMES, TopKSAE
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.formats import native
-from sae_jax.locks import LOCK_NAME, lock
-from sae_jax.sae import PARAM_NAMES, TopKSAE
 from sae_jax.sweep.provenance import as_saved
 
 MANIFEST_NAME = "sweep.json"

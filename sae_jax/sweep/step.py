@@ -10,8 +10,8 @@ from flax import nnx
 from jax import lax
 
 from sae_jax import compact, data, dense, losses, sparse
-from sae_jax.products import ComputeDtype
-from sae_jax.sae import PARAM_NAMES, Params, TopKSAE, init_params
+from sae_jax.architectures.base import PARAM_NAMES, Params, TopKSAE, init_params
+from sae_jax.ops.matmul import ComputeDtype
 
 # With PyTorch's and the published experiment's defaults; epsilon outside the root.
 ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
