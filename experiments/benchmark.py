@@ -37,7 +37,6 @@ from absl import app, flags
 from contenders import CONTENDERS, ENGINES, LOOPS, TORCH_LOOP, Contender, Workload
 
 import sae_jax
-from sae_jax.report import published
 
 HEADLINE = Workload()
 LARGE = Workload(members=1, d_sae=16384, k=64, d_in=576, num_samples=2048)

@@ -14,7 +14,7 @@ LOCKS = {"lock": lock, "lock_beside": lock_beside}
 
 HOLDER = """
 import sys, time
-from sae_jax import locks
+from sae_jax.activations import locks
 with getattr(locks, sys.argv[1])(sys.argv[2]):
     print("held", flush=True)
     time.sleep(60)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from sae_jax.architectures.base import TopKSAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.features.firing import Firing
 from sae_jax.features.records import feature_records, feature_summary
 from sae_jax.problems import Problem

@@ -19,7 +19,8 @@ from random_saes import (
 )
 
 from sae_jax import formats
-from sae_jax.architectures.base import JumpReLUSAE, TopKSAE
+from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import files, rewriting
 
 torch = pytest.importorskip("torch", reason="the .pt formats need PyTorch")

@@ -10,7 +10,8 @@ import yaml
 from huggingface_hub.utils import filter_repo_objects
 from random_saes import random_jumprelu, random_topk, samples
 
-from sae_jax import formats, hub
+from sae_jax import formats
+from sae_jax.formats import hub
 
 ABOUT = {
     "config": {"d_sae": 24, "k": 5, "learning_rate": 1e-3},

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from random_saes import random_gates, random_jumprelu, random_params, random_topk
 
 from sae_jax import formats
-from sae_jax.architectures.base import TopKSAE
+from sae_jax.architectures.topk import TopKSAE
 
 torch = pytest.importorskip("torch", reason="the .pt formats need PyTorch")
 

@@ -16,7 +16,9 @@ from random_saes import (
 )
 
 from sae_jax import formats
-from sae_jax.architectures.base import SAE, JumpReLUSAE, TopKSAE
+from sae_jax.architectures.base import SAE
+from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import native
 
 torch = pytest.importorskip("torch", reason="the .pt formats need PyTorch")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sae_jax.architectures.base import TopKSAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.metrics.evaluate import _group_metrics
 from sae_jax.sweep.step import (
     Hyperparameters,

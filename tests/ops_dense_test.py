@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from gradients import arrays, assert_dense_gradients, assert_gradients_of_samples, dense_loss
 
-from sae_jax import losses
-from sae_jax.architectures.base import TopKSAE
+from sae_jax.architectures import losses
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.sweep.step import member_sae
 
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sae_jax
-from sae_jax import losses, sparse
+from sae_jax.architectures import losses
 from sae_jax.architectures.base import PARAM_NAMES
 from sae_jax.sweep.plan import plan_sweep
 

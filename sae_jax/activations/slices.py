@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sae_jax.activations.arrays import as_float32
@@ -15,9 +13,7 @@ from sae_jax.activations.store import ActivationStore
 DataSlice = tuple[int | None, Position | None]
 """(layer, position), or (None, None) for an array that says neither."""
 
-ActivationData = (
-    np.ndarray | jax.Array | Selection | Sequence[Selection] | Mapping[DataSlice, np.ndarray]
-)
+ActivationData = np.ndarray | Selection | Sequence[Selection] | Mapping[DataSlice, np.ndarray]
 
 
 class Slices(Mapping[DataSlice, np.ndarray]):
@@ -141,30 +137,3 @@ def _as_numpy(data: Any, name: str) -> np.ndarray:
         # NumPy takes no bfloat16 of PyTorch's, and nothing that waits for a gradient.
         data = data.detach().float().cpu().numpy()
     return np.asanyarray(data)
-
-
-def epoch_order(data_seed: jax.Array | int, epoch: jax.Array | int, num_samples: int) -> jax.Array:
-    """The order, `[num_samples]`, in which an epoch visits the samples.
-
-    It depends on nothing else, so that all members of a sweep see the same batches.
-    """
-    key = jax.random.fold_in(jax.random.key(data_seed), epoch)
-    return jax.random.permutation(key, jnp.arange(num_samples, dtype=jnp.int32))
-
-
-def padded_batches(x: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts samples into batches of one size, in order.
-
-    Args:
-      x: `[n, D]`.
-      batch_size: b.
-
-    Returns:
-      Batches `[num_batches, b, D]`, the last filled up with zeros, and which rows are
-      samples, bool `[num_batches, b]`.
-    """
-    num_batches = -(-len(x) // batch_size)
-    padding = num_batches * batch_size - len(x)
-    mask = np.arange(num_batches * batch_size) < len(x)
-    x = np.concatenate([x, np.zeros((padding, x.shape[1]), x.dtype)])
-    return x.reshape(num_batches, batch_size, -1), mask.reshape(num_batches, batch_size)

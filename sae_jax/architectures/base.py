@@ -1,8 +1,8 @@
-"""Sparse autoencoders as Flax modules: parameters, `encode` and `decode`."""
+"""What every sparse autoencoder is: a Flax module with `encode`, `decode` and a training loss."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,11 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from sae_jax.configs import SAEConfig
 from sae_jax.ops.matmul import COMPUTE_DTYPES, ComputeDtype, matmul
-from sae_jax.ops.top_k import top_k_mask
+
+Arrays = dict[str, jax.Array]
+"""Arrays of an SAE in training by name, such as `w_enc_t [F, D]`, where a latent is a row."""
 
 Params = dict[str, jax.Array]
 """`w_enc [D, F]`, `b_enc [F]`, `w_dec [F, D]`, `b_dec [D]`."""
@@ -62,11 +65,46 @@ def init_params(key: jax.Array, d_in: int, d_sae: jax.Array | int, width: int) -
     }
 
 
+class Hyperparameters(NamedTuple):
+    """In what members of a group differ; traced, so that a new value does not recompile.
+
+    Each is `[]` for one member and `[M]` for a group.
+
+    Attributes:
+      seed: PRNG seed of the initialization.
+      d_sae: true number of latents.
+      k: latents kept per sample, or what the architecture takes it for.
+      learning_rate: of the optimizer.
+      aux_coefficient: weight of an auxiliary loss.
+      aux_k: latents that an auxiliary loss may revive at a time.
+      dead_after: samples without firing after which a latent is dead.
+    """
+
+    seed: jax.Array
+    d_sae: jax.Array
+    k: jax.Array
+    learning_rate: jax.Array
+    aux_coefficient: jax.Array
+    aux_k: jax.Array
+    dead_after: jax.Array
+
+
+Kernel = Callable[..., jax.Array]
+"""Computes reconstructions `[b, D]` with a derivative of its own, as `ops.dense.reconstruct`."""
+
+
 class SAE(nnx.Module):
     """An encoder and a decoder around an activation function that subclasses name.
 
+    A subclass that trains defines `loss`. What it trains is an `nnx.Param`; what it keeps from
+    step to step without training it is an `nnx.Variable` of another kind.
+
     Attributes:
-      w_enc, b_enc, w_dec, b_dec: parameters, `[D, F]`, `[F]`, `[F, D]`, `[D]`.
+      w_enc_t: the encoder with a latent a row, as in the decoder, `[F, D]`.
+      b_enc, w_dec, b_dec: the other parameters, `[F]`, `[F, D]`, `[D]`.
+      kernels: names of the kernels that serve its loss, beside the dense one.
+      not_per_latent: names of its own arrays that do not lead with the latent.
+      training_only: names of its own arrays that a trained SAE does without.
       center_input: whether `b_dec` is subtracted from a sample before encoding.
       normalize_input: whether each sample is standardized by its own mean and unbiased
         standard deviation before encoding, and the reconstruction scaled back (Gao et
@@ -103,7 +141,7 @@ class SAE(nnx.Module):
         }
         if shapes != expected:
             raise ValueError(f"parameter shapes are {shapes}; w_enc calls for {expected}")
-        self.w_enc = nnx.Param(jnp.asarray(params["w_enc"], jnp.float32))
+        self.w_enc_t = nnx.Param(jnp.asarray(params["w_enc"], jnp.float32).T)
         self.b_enc = nnx.Param(jnp.asarray(params["b_enc"], jnp.float32))
         self.w_dec = nnx.Param(jnp.asarray(params["w_dec"], jnp.float32))
         self.b_dec = nnx.Param(jnp.asarray(params["b_dec"], jnp.float32))
@@ -111,20 +149,83 @@ class SAE(nnx.Module):
         self.normalize_input = normalize_input
         self.dtype = _compute_dtype(dtype)
 
+    kernels: ClassVar[tuple[str, ...]] = ()
+    not_per_latent: ClassVar[tuple[str, ...]] = ()
+    training_only: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, jax.Array | np.ndarray], config: SAEConfig) -> Self:
+        """The SAE of a config around parameters that were drawn, trained or read."""
+        return cls(params)
+
+    @classmethod
+    def check(cls, config: SAEConfig) -> None:
+        """Refuses a config that this architecture cannot train.
+
+        Raises:
+          ValueError: naming the field, what was found and what is allowed.
+        """
+
     @property
     def d_in(self) -> int:
         """Width D of an activation vector."""
-        return self.w_enc.shape[0]
+        return self.w_dec.shape[1]
 
     @property
     def d_sae(self) -> int:
         """Dictionary size F."""
-        return self.w_enc.shape[1]
+        return self.w_dec.shape[0]
+
+    @property
+    def w_enc(self) -> jax.Array:
+        """The encoder, `[D, F]`."""
+        return self.w_enc_t[...].T
 
     @property
     def params(self) -> Params:
-        """The parameters as a plain dict of arrays."""
-        return {name: getattr(self, name)[...] for name in PARAM_NAMES}
+        """The parameters as a plain dict of arrays: `w_enc [D, F]`, `b_enc`, `w_dec`, `b_dec`."""
+        return {name: jnp.asarray(getattr(self, name)) for name in PARAM_NAMES}
+
+    @classmethod
+    def of_true_size(cls, arrays: Mapping[str, np.ndarray], d_sae: int) -> dict[str, np.ndarray]:
+        """Trained arrays, padded or not, as `from_params` takes them.
+
+        All but `b_dec` and those named in `not_per_latent` lead with the latent.
+        """
+        arrays = {
+            name: (array if name in ("b_dec", *cls.not_per_latent) else array[:d_sae]).copy()
+            for name, array in arrays.items()
+            if name not in cls.training_only
+        }
+        return {"w_enc": np.ascontiguousarray(arrays.pop("w_enc_t").T)} | arrays
+
+    def start_training(self, config: SAEConfig) -> None:
+        """Adds what the SAE keeps in training, as it is before the first step."""
+
+    def set_hyperparameters(self, hyper: Hyperparameters) -> None:
+        """Takes what is traced in training, all `[]`."""
+
+    def loss(
+        self, x: jax.Array, hyper: Hyperparameters, latents: jax.Array, kernel: Kernel
+    ) -> jax.Array:
+        """The training loss on one batch; may update what the SAE keeps but does not train.
+
+        Args:
+          x: samples `[b, D]`.
+          hyper: hyperparameters of this member, all `[]`.
+          latents: bool `[F]`, false for latents that only pad the SAE to its group's width: they
+            have zero parameters, and may not be chosen, revived or counted as dead.
+          kernel: computes reconstructions faster than `self(x)` does.
+
+        Returns:
+          The loss, `[]`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define a training loss")
+
+    def arrays(self) -> Arrays:
+        """Everything that is trained or kept, by name, as in training."""
+        _, trained, kept, *_ = nnx.split(self, nnx.Param, nnx.Variable, ...)
+        return nnx.to_pure_dict(trained) | nnx.to_pure_dict(kept)
 
     def activate(self, pre: jax.Array) -> jax.Array:
         """Latents `[..., F]` of pre-activations `[..., F]`."""
@@ -141,9 +242,9 @@ class SAE(nnx.Module):
             mean, std = _sample_moments(x)
             x = (x - mean) / (std + _STD_EPS)
         if self.center_input:
-            x = x - _as_row(self.b_dec[...], x)
-        pre = matmul(x, self.w_enc[...], self.dtype)
-        return self.activate(pre + _as_row(self.b_enc[...], pre))
+            x = x - as_row(self.b_dec[...], x)
+        pre = matmul(x, self.w_enc, self.dtype)
+        return self.activate(pre + as_row(self.b_enc[...], pre))
 
     def decode(self, z: jax.Array, x: jax.Array | None = None) -> jax.Array:
         """Reconstructions `[..., D]` of latents `[..., F]`, float32.
@@ -158,7 +259,7 @@ class SAE(nnx.Module):
             missing or no array of width D.
         """
         x_hat = matmul(_checked(z, self.d_sae, "z", "d_sae"), self.w_dec[...], self.dtype)
-        x_hat = x_hat + _as_row(self.b_dec[...], x_hat)
+        x_hat = x_hat + as_row(self.b_dec[...], x_hat)
         if not self.normalize_input:
             return x_hat
         if x is None:
@@ -170,84 +271,6 @@ class SAE(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Reconstructions `[..., D]` of samples `[..., D]`."""
         return self.decode(self.encode(x), x)
-
-
-class TopKSAE(SAE):
-    """Keeps the k latents of largest magnitude in each sample (Gao et al. 2024, arXiv:2406.04093).
-
-    Attributes:
-      k: latents kept; an integer, or a traced scalar inside a transformation.
-      rule: `"abs"` ranks pre-activations by absolute value and keeps their sign;
-        `"relu"` ranks what a ReLU leaves, so that latents are never negative.
-    """
-
-    def __init__(
-        self,
-        params: Mapping[str, jax.Array | np.ndarray],
-        k: int,
-        *,
-        rule: Literal["abs", "relu"] = "abs",
-        center_input: bool = False,
-        normalize_input: bool = False,
-        dtype: ComputeDtype | DTypeLike = "float32",
-    ):
-        super().__init__(
-            params, center_input=center_input, normalize_input=normalize_input, dtype=dtype
-        )
-        if not 1 <= k <= self.d_sae:
-            raise ValueError(f"k is {k}; allowed is 1 to d_sae = {self.d_sae}")
-        if rule not in ("abs", "relu"):
-            raise ValueError(f"rule is {rule!r}; allowed are 'abs' and 'relu'")
-        self.k = int(k)
-        self.rule = rule
-
-    @classmethod
-    def init(
-        cls,
-        key: jax.Array,
-        d_in: int,
-        d_sae: int,
-        k: int,
-        dtype: ComputeDtype | DTypeLike = "float32",
-    ) -> Self:
-        """A fresh SAE of the published recipe; see `init_params`."""
-        return cls(init_params(key, d_in, d_sae, width=d_sae), k, dtype=dtype)
-
-    def activate(self, pre: jax.Array) -> jax.Array:
-        """The k pre-activations that `rule` ranks highest, zero elsewhere."""
-        if self.rule == "relu":
-            pre = jax.nn.relu(pre)
-        return jnp.where(top_k_mask(jnp.abs(pre), self.k), pre, 0.0)
-
-
-class JumpReLUSAE(SAE):
-    """Keeps positive pre-activations above each latent's threshold (Rajamanoharan et al. 2024).
-
-    Reference: arXiv:2407.14435.
-
-    Attributes:
-      threshold: `[F]`, in units of the pre-activations.
-    """
-
-    def __init__(
-        self,
-        params: Mapping[str, jax.Array | np.ndarray],
-        threshold: jax.Array | np.ndarray,
-        *,
-        center_input: bool = False,
-        normalize_input: bool = False,
-        dtype: ComputeDtype | DTypeLike = "float32",
-    ):
-        super().__init__(
-            params, center_input=center_input, normalize_input=normalize_input, dtype=dtype
-        )
-        if np.shape(threshold) != (self.d_sae,):
-            raise ValueError(f"threshold has shape {np.shape(threshold)}; expected ({self.d_sae},)")
-        self.threshold = nnx.Param(jnp.asarray(threshold, jnp.float32))
-
-    def activate(self, pre: jax.Array) -> jax.Array:
-        """Pre-activations above their threshold and above zero, zero elsewhere."""
-        return jax.nn.relu(pre) * (pre > _as_row(self.threshold[...], pre))
 
 
 def _checked(array: Any, width: int, name: str, axis: str) -> jax.Array:
@@ -278,7 +301,7 @@ def _compute_dtype(dtype: ComputeDtype | DTypeLike) -> ComputeDtype:
     raise ValueError(f"dtype is {name!r}; allowed are {COMPUTE_DTYPES}")
 
 
-def _as_row(vector: jax.Array, like: jax.Array) -> jax.Array:
+def as_row(vector: jax.Array, like: jax.Array) -> jax.Array:
     """A vector with leading axes of length 1, so that its rank is that of another array."""
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 

@@ -19,7 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_jax.architectures.base import SAE, JumpReLUSAE, TopKSAE
+from sae_jax.architectures.base import SAE
+from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import finding, openai, published
 
 __all__ = ["WRITABLE", "load", "load_metadata", "save"]

@@ -12,7 +12,9 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 
 from sae_jax import formats
-from sae_jax.architectures.base import SAE, JumpReLUSAE, TopKSAE
+from sae_jax.architectures.base import SAE
+from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.topk import TopKSAE
 
 DEFAULT_FOLDER = "sae"
 _SUFFIXES = ("safetensors", "json", "npz", "pt")

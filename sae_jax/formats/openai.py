@@ -6,7 +6,7 @@ input of a TopK SAE by each sample's mean and deviation, and of no other.
 
 from pathlib import Path
 
-from sae_jax.architectures.base import TopKSAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import fields, files, torch_files
 
 MARK = "pre_bias"

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from sae_jax.architectures.base import SAE, JumpReLUSAE, TopKSAE
+from sae_jax.architectures.base import SAE
+from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import fields
 from sae_jax.formats.files import Arrays
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_jax.architectures.base import SAE, TopKSAE
+from sae_jax.architectures.base import SAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import fields, files, rewriting
 
 WEIGHTS = "sae.safetensors"

@@ -87,9 +87,8 @@ class ReconstructionSums(NamedTuple):
 
 
 def _reconstruction_init(d_in: int, d_sae: int) -> ReconstructionSums:
-    return ReconstructionSums(
-        *(Moments.zeros(d_in) for _ in range(3)), *(CompensatedSum.zeros() for _ in range(2))
-    )
+    moments, total = Moments.zeros(d_in), CompensatedSum.zeros()
+    return ReconstructionSums(moments, moments, moments, total, total)
 
 
 def _reconstruction_update(sums: ReconstructionSums, batch: Batch) -> ReconstructionSums:
@@ -174,11 +173,11 @@ class CosineSums(NamedTuple):
 
     Attributes:
       cosine: sum over samples of the cosine of `x` and `x_hat`, 0 where one is zero, `[]`.
-      count: number of samples, `[]`.
+      num_samples: number of samples, `[]`.
     """
 
     cosine: CompensatedSum
-    count: CompensatedSum
+    num_samples: CompensatedSum
 
 
 def _cosine_init(d_in: int, d_sae: int) -> CosineSums:
@@ -187,12 +186,12 @@ def _cosine_init(d_in: int, d_sae: int) -> CosineSums:
 
 def _cosine_update(sums: CosineSums, batch: Batch) -> CosineSums:
     cosine = _total(batch.mask, _cosine(batch.x, batch.x_hat))
-    return CosineSums(sums.cosine.add(cosine), sums.count.add(count_true(batch.mask)))
+    return CosineSums(sums.cosine.add(cosine), sums.num_samples.add(count_true(batch.mask)))
 
 
 def _cosine_value(sums: CosineSums, latents: jax.Array) -> dict[str, jax.Array]:
     """`cosine_similarity`, the mean over samples."""
-    return {"cosine_similarity": sums.cosine.value / sums.count.value}
+    return {"cosine_similarity": sums.cosine.value / sums.num_samples.value}
 
 
 class FiringSums(NamedTuple):
@@ -201,13 +200,13 @@ class FiringSums(NamedTuple):
     Attributes:
       num_fired: samples on which each latent is not zero, `[F]`.
       magnitude: sum over samples of |z|, `[F]`.
-      count: number of samples, `[]`.
+      num_samples: number of samples, `[]`.
       max_activation: largest |z| of each latent, `[F]`.
     """
 
     num_fired: CompensatedSum
     magnitude: CompensatedSum
-    count: CompensatedSum
+    num_samples: CompensatedSum
     max_activation: jax.Array
 
 
@@ -227,7 +226,7 @@ def _firing_update(sums: FiringSums, batch: Batch) -> FiringSums:
         # Not `magnitude > 0`: a latent that is NaN has not stayed silent.
         num_fired=sums.num_fired.add(count_true(magnitude != 0)),
         magnitude=sums.magnitude.add(jnp.sum(magnitude, axis=0)),
-        count=sums.count.add(count_true(batch.mask)),
+        num_samples=sums.num_samples.add(count_true(batch.mask)),
         max_activation=jnp.maximum(sums.max_activation, jnp.max(magnitude, axis=0)),
     )
 
@@ -236,7 +235,7 @@ def _firing_merge(a: FiringSums, b: FiringSums) -> FiringSums:
     return FiringSums(
         a.num_fired.merge(b.num_fired),
         a.magnitude.merge(b.magnitude),
-        a.count.merge(b.count),
+        a.num_samples.merge(b.num_samples),
         jnp.maximum(a.max_activation, b.max_activation),
     )
 
@@ -253,8 +252,8 @@ def _firing_value(sums: FiringSums, latents: jax.Array) -> dict[str, jax.Array]:
     """
     num_latents = count_true(latents)
     num_fired = jnp.where(latents, sums.num_fired.value, 0.0)
-    magnitude = jnp.where(latents, sums.magnitude.value, 0.0) / sums.count.value
-    firing_rate = num_fired / sums.count.value
+    magnitude = jnp.where(latents, sums.magnitude.value, 0.0) / sums.num_samples.value
+    firing_rate = num_fired / sums.num_samples.value
     num_alive = jnp.sum(num_fired > 0, dtype=jnp.int32)
     almost_dead = (num_fired > 0) & (firing_rate < ALMOST_DEAD_RATE)
     l0 = jnp.sum(firing_rate)
@@ -326,7 +325,8 @@ def update(
     chex.assert_shape([mask, outliers], (x.shape[0],))
     expected = jax.eval_shape(lambda: zeros(x.shape[1], z.shape[1]))
     chex.assert_trees_all_equal_shapes(sums, expected)
-    batch = Batch(*(array.astype(jnp.float32) for array in (x, z, x_hat)), mask, outliers)
+    x, z, x_hat = (array.astype(jnp.float32) for array in (x, z, x_hat))
+    batch = Batch(x, z, x_hat, mask, outliers)
     return tuple(metric.update(part, batch) for metric, part in zip(METRICS, sums, strict=True))
 
 

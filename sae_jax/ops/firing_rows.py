@@ -1,8 +1,8 @@
-"""The reconstruction of a top-k SAE from the latents that fire in a batch, and its derivative.
+"""The reconstruction of an SAE from the latents that fire in a batch, and its derivative.
 
 Equal to the dense products up to the order of sums. All latents are encoded; but a latent
-that no sample of the batch selects adds nothing to a reconstruction and gets no gradient,
-and with k = 50 of 512 a quarter to a half of them are selected by any of 256 real activations.
+that is zero on every sample of the batch adds nothing to a reconstruction and gets no gradient,
+and with k = 50 of 512 a quarter to a half of them fire on any of 256 real activations.
 The other four products run on the rows of those alone, in one of a few static widths.
 
 Arrays of latents lead with the latent, `[F, b]`: rows are then what is gathered, and three
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sae_jax.ops.activation import Activation
 from sae_jax.ops.matmul import (
     ComputeDtype,
     matmul,
@@ -24,17 +25,12 @@ from sae_jax.ops.matmul import (
     operand_dtype,
     transposed,
 )
-from sae_jax.ops.top_k import top_k_mask
-
-# Into how many equal steps the widths divide the dictionary: more waste less, and compile
-# longer. A width is a multiple of the rows that a matrix product takes at a time.
-_NUM_WIDTHS = 8
-_WIDTH_MULTIPLE = 16
+from sae_jax.ops.tuning import FIRING_NUM_WIDTHS, FIRING_WIDTH_MULTIPLE
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6,))
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def reconstruct(
     w_enc_t: jax.Array,
     b_enc: jax.Array,
@@ -42,9 +38,10 @@ def reconstruct(
     b_dec: jax.Array,
     x: jax.Array,
     k: jax.Array,
+    activation: Activation,
     dtype: ComputeDtype,
 ) -> jax.Array:
-    """Reconstructions `[b, D]` of samples by the k latents of largest magnitude.
+    """Reconstructions `[b, D]` of samples.
 
     Under `jax.vmap` every width would be computed: members have to take turns.
 
@@ -52,10 +49,11 @@ def reconstruct(
       w_enc_t: the encoder transposed, `[F, D]`, so that a latent is a row of it.
       b_enc, w_dec, b_dec: `[F]`, `[F, D]`, `[D]`.
       x: `[b, D]`.
-      k: latents kept; may be traced.
+      k: hyperparameter of the activation; may be traced.
+      activation: how latents come from pre-activations.
       dtype: how products are computed.
     """
-    return _forward(w_enc_t, b_enc, w_dec, b_dec, x, k, dtype)[0]
+    return _forward(w_enc_t, b_enc, w_dec, b_dec, x, k, activation, dtype)[0]
 
 
 def _forward(
@@ -65,11 +63,14 @@ def _forward(
     b_dec: jax.Array,
     x: jax.Array,
     k: jax.Array,
+    activation: Activation,
     dtype: ComputeDtype,
 ) -> tuple[jax.Array, Residuals]:
     pre = matmul_transposed(w_enc_t, x, dtype) + b_enc[:, None]
-    mask = top_k_mask(jnp.abs(pre).T, k).T
-    z = jnp.where(mask, pre, 0.0)
+    value, slope = jax.jvp(activation.value, (pre,), (jnp.ones_like(pre),))
+    kept = activation.keep(value.T, k).T
+    z = jnp.where(kept, value, 0.0)
+    mask = kept & (slope != 0)
     # Latents that fire come first; the others fill up the width that is computed, with zeros.
     order = jnp.argsort(~jnp.any(mask, axis=1), stable=True).astype(jnp.int32)
 
@@ -82,7 +83,7 @@ def _forward(
 
 
 def _backward(
-    dtype: ComputeDtype, residuals: Residuals, gradient: jax.Array
+    activation: Activation, dtype: ComputeDtype, residuals: Residuals, gradient: jax.Array
 ) -> tuple[jax.Array | None, ...]:
     w_enc_t, w_dec, x, z, mask, order = residuals
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=order.dtype))
@@ -119,14 +120,14 @@ reconstruct.defvjp(_forward, _backward)
 
 
 def _num_firing(mask: jax.Array) -> jax.Array:
-    """How many latents, of `[F, b]`, some sample selects."""
+    """How many latents, of `[F, b]`, fire on some sample."""
     return jnp.sum(jnp.any(mask, axis=1), dtype=jnp.int32)
 
 
 def _at_least_wide(num_rows: jax.Array, function: Callable[..., Any], *arrays: jax.Array) -> Any:
     """`function(width, *arrays)` of the smallest width that holds `num_rows` rows."""
     num_latents = len(arrays[0])
-    step = _WIDTH_MULTIPLE * -(-num_latents // (_NUM_WIDTHS * _WIDTH_MULTIPLE))
+    step = FIRING_WIDTH_MULTIPLE * -(-num_latents // (FIRING_NUM_WIDTHS * FIRING_WIDTH_MULTIPLE))
     widths = [*range(step, num_latents, step), num_latents]
     branches = [partial(function, width) for width in widths]
     return lax.switch(-(-num_rows // step) - 1, branches, *arrays)

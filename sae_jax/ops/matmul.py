@@ -53,7 +53,7 @@ def matmul(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def training_matmul(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Array:
-    """`product` of two matrices, with the gradient that hardware runs fastest.
+    """`matmul` of two matrices, with the gradient that hardware runs fastest.
 
     Its derivative has the same precision: the operands of both products in it are rounded
     as well. There is no forward mode.
@@ -80,6 +80,30 @@ def _backward(
 
 
 training_matmul.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def training_matmul_transposed(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Array:
+    """`matmul_transposed` with the gradient that hardware runs fastest; as `training_matmul`."""
+    return matmul_transposed(a, b, dtype)
+
+
+def _forward_transposed(
+    a: jax.Array, b: jax.Array, dtype: ComputeDtype
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    a, b = a.astype(operand_dtype(dtype)), b.astype(operand_dtype(dtype))
+    return matmul_transposed(a, b, dtype), (a, b)
+
+
+def _backward_transposed(
+    dtype: ComputeDtype, operands: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    a, b = operands
+    gradient = gradient.astype(a.dtype)
+    return matmul(gradient, b, dtype), matmul(transposed(gradient), a, dtype)
+
+
+training_matmul_transposed.defvjp(_forward_transposed, _backward_transposed)
 
 
 def matmul_transposed(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Array:

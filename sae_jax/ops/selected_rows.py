@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sae_jax.ops.activation import Activation
 from sae_jax.ops.matmul import (
     PRECISION,
     ComputeDtype,
@@ -18,53 +19,13 @@ from sae_jax.ops.matmul import (
     matmul_transposed,
     operand_dtype,
 )
-
-# The latents of a row in blocks: the k blocks of largest maxima hold the k largest entries.
-_BLOCK = 16
-
-# Samples of a latent whose share of its gradient is gathered. A dense product adds the
-# samples that a latent has beyond these: the more slots, the fewer latents have any.
-_NUM_SLOTS = 8
-
-# Gathers that XLA fuses into one pass over the sums: one each reads and writes these as
-# often as the rows themselves.
-_UNROLL = 8
-
-# Samples whose selected rows are gathered before they are multiplied.
-_SAMPLES_AT_ONCE = 16
+from sae_jax.ops.top_k import top_k_indices
+from sae_jax.ops.tuning import SELECTED_NUM_SLOTS, SELECTED_SAMPLES_AT_ONCE, SELECTED_UNROLL
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-def top_k(values: jax.Array, k: int) -> jax.Array:
-    """Indices of the k largest entries of each row, in order; ties go to the lower index.
-
-    As `lax.top_k`, but in two stages where rows are long: an entry among the k largest
-    lies in one of the k blocks of largest maxima, so only those are searched.
-
-    Args:
-      values: non-negative, `[b, F]`.
-      k: at most F.
-
-    Returns:
-      int32, `[b, k]`.
-    """
-    num_rows, width = values.shape
-    num_blocks = -(-width // _BLOCK)
-    if num_blocks < 2 * k:
-        return lax.top_k(values, k)[1]
-    padding = num_blocks * _BLOCK - width
-    blocks = jnp.pad(values, ((0, 0), (0, padding)), constant_values=-1.0)
-    blocks = blocks.reshape(num_rows, num_blocks, _BLOCK)
-    # Sorted, so that among candidates, too, an earlier position is a lower index.
-    chosen = jnp.sort(lax.top_k(jnp.max(blocks, axis=-1), k)[1], axis=-1)
-    candidates = jnp.take_along_axis(blocks, chosen[..., None], axis=1)
-    position = lax.top_k(candidates.reshape(num_rows, -1), k)[1]
-    block = jnp.take_along_axis(chosen, position // _BLOCK, axis=1)
-    return block * _BLOCK + position % _BLOCK
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
 def reconstruct(
     w_enc_t: jax.Array,
     b_enc: jax.Array,
@@ -72,8 +33,9 @@ def reconstruct(
     b_dec: jax.Array,
     x: jax.Array,
     k: jax.Array,
-    k_max: int,
+    activation: Activation,
     dtype: ComputeDtype,
+    k_max: int,
 ) -> jax.Array:
     """Reconstructions `[b, D]` of samples by the k latents of largest magnitude.
 
@@ -82,10 +44,11 @@ def reconstruct(
       b_enc, w_dec, b_dec: `[F]`, `[F, D]`, `[D]`.
       x: `[b, D]`.
       k: latents kept; may be traced.
-      k_max: at least k, at most F.
+      activation: how latents come from pre-activations: `ABS_TOP_K` or `TOP_K`.
       dtype: how products are computed.
+      k_max: at least k, at most F.
     """
-    return _forward(w_enc_t, b_enc, w_dec, b_dec, x, k, k_max, dtype)[0]
+    return _forward(w_enc_t, b_enc, w_dec, b_dec, x, k, activation, dtype, k_max)[0]
 
 
 def _forward(
@@ -95,13 +58,16 @@ def _forward(
     b_dec: jax.Array,
     x: jax.Array,
     k: jax.Array,
-    k_max: int,
+    activation: Activation,
     dtype: ComputeDtype,
+    k_max: int,
 ) -> tuple[jax.Array, Residuals]:
     pre = matmul_transposed(x, w_enc_t, dtype) + b_enc[None, :]
-    indices = top_k(jnp.abs(pre), k_max)
-    kept = jnp.arange(k_max, dtype=jnp.int32)[None, :] < k
-    values = jnp.where(kept, jnp.take_along_axis(pre, indices, axis=1), 0.0)
+    indices = top_k_indices(jnp.abs(activation.value(pre)), k_max)
+    chosen = jnp.take_along_axis(pre, indices, axis=1)
+    value, slope = jax.jvp(activation.value, (chosen,), (jnp.ones_like(chosen),))
+    kept = (jnp.arange(k_max, dtype=jnp.int32)[None, :] < k) & (slope != 0)
+    values = jnp.where(kept, value, 0.0)
     w_dec = _rounded(w_dec, dtype)
     x_hat = _sum_of_rows(_rounded(values, dtype), indices, w_dec) + b_dec[None, :]
     # A latent that is not kept gets an index of its own, past the end.
@@ -109,7 +75,11 @@ def _forward(
 
 
 def _backward(
-    k_max: int, dtype: ComputeDtype, residuals: Residuals, gradient: jax.Array
+    activation: Activation,
+    dtype: ComputeDtype,
+    k_max: int,
+    residuals: Residuals,
+    gradient: jax.Array,
 ) -> tuple[jax.Array | None, ...]:
     w_enc_t, w_dec, x, values, indices = residuals
     num_latents = len(w_dec)
@@ -149,7 +119,7 @@ def _sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.
         return total + value[:, None] * rows[index], None
 
     zeros = jnp.zeros((len(values), rows.shape[1]), jnp.float32)
-    return lax.scan(add, zeros, (values.T, indices.T), unroll=_UNROLL)[0]
+    return lax.scan(add, zeros, (values.T, indices.T), unroll=SELECTED_UNROLL)[0]
 
 
 def _products_with_rows(
@@ -161,7 +131,7 @@ def _products_with_rows(
         x, indices = sample
         return jnp.dot(rows[indices], x, precision=PRECISION[dtype])
 
-    return lax.map(products, (x, indices), batch_size=_SAMPLES_AT_ONCE)
+    return lax.map(products, (x, indices), batch_size=SELECTED_SAMPLES_AT_ONCE)
 
 
 def _slots(indices: jax.Array, num_latents: int) -> tuple[jax.Array, jax.Array]:
@@ -189,12 +159,12 @@ def _sums_over_samples(
     batch_size, k = indices.shape
     num_latents = len(counts)
     sample = lax.broadcasted_iota(jnp.int32, indices.shape, 0)
-    empty = jnp.zeros((_NUM_SLOTS, num_latents), jnp.float32)
+    empty = jnp.zeros((SELECTED_NUM_SLOTS, num_latents), jnp.float32)
     slot_values = empty.at[slots, indices].set(values, mode="drop")
     slot_samples = empty.astype(jnp.int32).at[slots, indices].set(sample, mode="drop")
 
-    crowded = counts > _NUM_SLOTS
-    max_crowded = min(batch_size * k // (_NUM_SLOTS + 1), num_latents)
+    crowded = counts > SELECTED_NUM_SLOTS
+    max_crowded = min(batch_size * k // (SELECTED_NUM_SLOTS + 1), num_latents)
     nowhere = max_crowded + 1
     # Row max_crowded stays zero, for all latents that are not crowded.
     rank = jnp.where(crowded, jnp.cumsum(crowded, dtype=jnp.int32) - 1, max_crowded)
@@ -206,7 +176,7 @@ def _sums_over_samples(
 
     def with_late_samples() -> jax.Array:
         late_rank = rank.at[indices].get(mode="fill", fill_value=nowhere)
-        late = jnp.where(slots >= _NUM_SLOTS, late_rank, nowhere)
+        late = jnp.where(slots >= SELECTED_NUM_SLOTS, late_rank, nowhere)
         z = jnp.zeros((max_crowded + 1, batch_size), operand_dtype(dtype))
         z = z.at[late, sample].set(values.astype(z.dtype), mode="drop")
         return gathered(matmul(z, x, dtype)[rank])

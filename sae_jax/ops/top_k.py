@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sae_jax.ops.matmul import matmul
+from sae_jax.ops.tuning import TOP_K_BLOCK
 
 # Up to which float32 counts one by one.
 _MAX_FLOAT_COUNT = 2**24
@@ -38,6 +39,34 @@ def top_k_mask(values: jax.Array, k: jax.Array | int) -> jax.Array:
     surplus = _count(above | tied) - k
     cutoff = _last_index_kept(tied, surplus)
     return above | (tied & (lax.broadcasted_iota(jnp.int32, bits.shape, bits.ndim - 1) <= cutoff))
+
+
+def top_k_indices(values: jax.Array, k: int) -> jax.Array:
+    """Indices of the k largest entries of each row, in order; ties go to the lower index.
+
+    As `lax.top_k`, but in two stages where rows are long: an entry among the k largest
+    lies in one of the k blocks of largest maxima, so only those are searched.
+
+    Args:
+      values: non-negative, `[b, F]`.
+      k: at most F.
+
+    Returns:
+      int32, `[b, k]`.
+    """
+    num_rows, width = values.shape
+    num_blocks = -(-width // TOP_K_BLOCK)
+    if num_blocks < 2 * k:
+        return lax.top_k(values, k)[1]
+    padding = num_blocks * TOP_K_BLOCK - width
+    blocks = jnp.pad(values, ((0, 0), (0, padding)), constant_values=-1.0)
+    blocks = blocks.reshape(num_rows, num_blocks, TOP_K_BLOCK)
+    # Sorted, so that among candidates, too, an earlier position is a lower index.
+    chosen = jnp.sort(lax.top_k(jnp.max(blocks, axis=-1), k)[1], axis=-1)
+    candidates = jnp.take_along_axis(blocks, chosen[..., None], axis=1)
+    position = lax.top_k(candidates.reshape(num_rows, -1), k)[1]
+    block = jnp.take_along_axis(chosen, position // TOP_K_BLOCK, axis=1)
+    return block * TOP_K_BLOCK + position % TOP_K_BLOCK
 
 
 def _count(mask: jax.Array) -> jax.Array:

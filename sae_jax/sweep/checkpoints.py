@@ -27,9 +27,14 @@ from orbax.checkpoint import v1 as ocp
 
 from sae_jax.activations.locks import LOCK_NAME, lock
 from sae_jax.activations.manifest import file_entry
+from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.sweep.plan import Group, Plan
+from sae_jax.sweep.result import renamed
 
 MANIFEST_NAME = "sweep.json"
+# A latent is a row of every encoder. Before manifests said so, encoders of groups with the dense
+# kernel, and their moments, were written with a latent a column.
+_LAYOUT = "latent_rows"
 CHECKSUMS_NAME = "checksums.json"
 NUM_KEPT = 2
 
@@ -89,8 +94,16 @@ class Pace:
 class GroupCheckpoints:
     """The last few checkpoints of one group."""
 
-    def __init__(self, folder: Path, pace: Pace | None = None):
+    def __init__(self, folder: Path, pace: Pace | None = None, *, by_columns: bool = False):
+        """Cleans the folder up.
+
+        Args:
+          folder: where the checkpoints are or will be.
+          pace: when one is due.
+          by_columns: whether encoders in checkpoints that are there have a latent a column.
+        """
         self._folder = folder
+        self._by_columns = by_columns
         self._pace = pace or Pace()
         for pattern in (f"{_UNFINISHED}*", f"{_REMOVED}*", "*.orbax-checkpoint-tmp*"):
             for leftover in folder.glob(pattern):
@@ -177,6 +190,8 @@ class GroupCheckpoints:
     def _load(self, epochs: int, template: Any, num_steps: int) -> Progress:
         folder = self._folder / str(epochs)
         has_checksums = _check_files(folder)
+        if self._by_columns and not has_checksums:
+            template = _encoders_swapped(template)
         num_members = jax.tree.leaves(template)[0].shape[0]
         losses = jax.ShapeDtypeStruct((num_steps, num_members), np.float32)
         with _doubt_noted(folder, has_checksums):
@@ -200,7 +215,22 @@ class GroupCheckpoints:
             raise _DamagedError(f"{CHECKSUMS_NAME} is missing, or arrays are not as saved")
         leaves = [saved["state"][name] for name in sorted(saved["state"])]
         state = jax.tree.unflatten(jax.tree.structure(template), leaves)
+        if self._by_columns and not has_checksums:
+            state = _encoders_swapped(state)
         return Progress(epochs, state, np.asarray(saved["losses"]))
+
+
+def _encoders_swapped(state: Any) -> Any:
+    """A state, or its shapes, with the last two axes of encoders and their moments swapped."""
+
+    def swapped(path: Any, leaf: Any) -> Any:
+        if not (path and getattr(path[-1], "key", None) == "w_enc_t"):
+            return leaf
+        if isinstance(leaf, np.ndarray):
+            return np.ascontiguousarray(np.swapaxes(leaf, -1, -2))
+        return jax.ShapeDtypeStruct((*leaf.shape[:-2], leaf.shape[-1], leaf.shape[-2]), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(swapped, state)
 
 
 class _DamagedError(Exception):
@@ -311,6 +341,7 @@ class SweepCheckpoints:
     def __init__(self, folder: Path, identity: Mapping[str, Any], plan: Plan, pace: Pace):
         self._folder = folder
         self._pace = pace
+        self._layout: str | None = _LAYOUT
         path = self._folder / MANIFEST_NAME
         if path.exists():
             self.plan = self._checked_plan(path, identity)
@@ -323,6 +354,7 @@ class SweepCheckpoints:
             "identity": identity,
             "groups": [dataclasses.asdict(group) for group in plan.groups],
             "versions": _versions(),
+            "layout": _LAYOUT,
         }
         with unfinished.open("w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=1)
@@ -359,13 +391,13 @@ class SweepCheckpoints:
     def _checked_plan(self, path: Path, identity: Mapping[str, Any]) -> Plan:
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            there = _flat(manifest["identity"])
+            there = _flat(_upgraded(manifest["identity"]))
             groups = tuple(_group(values) for values in manifest["groups"])
             versions = dict(manifest["versions"])
+            self._layout = manifest.get("layout")
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error!r}") from error
         here = _flat(json.loads(json.dumps(identity)))
-        # A setting that an earlier version did not have is None unless somebody asks for it.
         different = [name for name in here | there if here.get(name) != there.get(name)]
         if different:
             details = "; ".join(
@@ -385,7 +417,8 @@ class SweepCheckpoints:
         """The checkpoints of group i."""
         folder = self._folder / f"group_{i:05d}"
         folder.mkdir(exist_ok=True)
-        return GroupCheckpoints(folder, self._pace)
+        by_columns = self._layout != _LAYOUT and self.plan.groups[i].kernel == "dense"
+        return GroupCheckpoints(folder, self._pace, by_columns=by_columns)
 
 
 def _checked_every(every: int | None) -> int | None:
@@ -405,7 +438,16 @@ def fingerprint(array: np.ndarray) -> str:
 def _group(values: Mapping[str, Any]) -> Group:
     layer, position = values["data_slice"]
     lists = {"members": tuple(values["members"]), "data_slice": (layer, position)}
-    return Group(**(dict(values) | lists))
+    return Group(**(renamed(values) | lists))
+
+
+def _upgraded(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of a sweep as this version would write it: with all of today's fields."""
+    return {
+        **identity,
+        "configs": [dataclasses.asdict(SAEConfig(**config)) for config in identity["configs"]],
+        "train_config": dataclasses.asdict(TrainConfig(**renamed(identity["train_config"]))),
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -15,11 +15,14 @@ import numpy as np
 from tqdm import tqdm
 
 from sae_jax.activations.slices import ActivationData, DataSlice, Slices, of_slice, slices_of
-from sae_jax.architectures.base import Params
+from sae_jax.architectures.base import Arrays, Hyperparameters
+from sae_jax.architectures.registry import architecture_of
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.metrics.evaluate import evaluate_group
+from sae_jax.sweep.batches import BatchSource, InMemory
 from sae_jax.sweep.checkpoints import GroupCheckpoints, SweepCheckpoints, fingerprint
-from sae_jax.sweep.plan import EVAL_BATCH_SIZE, Group, Plan, plan_sweep
+from sae_jax.sweep.placement import Placement
+from sae_jax.sweep.plan import Group, Plan, plan_sweep
 from sae_jax.sweep.preemption import Preempted, preemption_notice
 from sae_jax.sweep.provenance import described
 from sae_jax.sweep.result import (
@@ -30,7 +33,7 @@ from sae_jax.sweep.result import (
     divergence,
     writing_sweep,
 )
-from sae_jax.sweep.step import Hyperparameters, init_group, train_epoch
+from sae_jax.sweep.step import Optimizer, Program, adam, init_group, train_epoch
 
 # Above which share of the variance in 1 % of the rows a sweep warns; a normal distribution's is
 # below 0.02 in the widths of language models.
@@ -43,6 +46,7 @@ def train_sweep(
     val: ActivationData,
     train_config: TrainConfig | None = None,
     *,
+    optimizer: Optimizer = adam,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int | None = None,
     output: str | Path | None = None,
@@ -62,6 +66,11 @@ def train_sweep(
         selections, or a mapping from (layer, position) to arrays.
       val: validation activations, likewise.
       train_config: what the members share.
+      optimizer: makes the optimizer of a learning rate, which is traced, as
+        `lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))` does; Adam
+        as in the published experiment unless named. It is called once for each program that
+        is compiled, so it has to be one function and not a new one at every call. An update
+        of a zero gradient at a zero parameter has to be zero, or padding would not stay so.
       checkpoint_dir: where to keep checkpoints. If there are some of this sweep already,
         training goes on from the last one and ends with the parameters, history and
         metrics of an uninterrupted run. On SIGTERM the epoch in progress is finished and
@@ -100,13 +109,14 @@ def train_sweep(
             " and come out as NaN",
             stacklevel=2,
         )
-    plan = plan_sweep(configs, train_slices.shapes, train_config)
+    placement = Placement.default()
+    plan = plan_sweep(configs, train_slices.shapes, train_config, placement)
     members: dict[int, Member] = {}
     warned: set[DataSlice] = set()
     with ExitStack() as stack:
         checkpoints = preempted = None
         if checkpoint_dir is not None:
-            identity = _identity(configs, train_config, train_slices, val_slices)
+            identity = _identity(configs, train_config, optimizer, train_slices, val_slices)
             checkpoints = stack.enter_context(
                 SweepCheckpoints.open(checkpoint_dir, identity, plan, checkpoint_every)
             )
@@ -123,17 +133,31 @@ def train_sweep(
                 raise Preempted(f"stopped by SIGTERM after {i} of {len(plan.groups)} groups")
             bar.set_description(f"{len(group.members)} SAEs of d_sae <= {group.width}")
             group_configs = [configs[member] for member in group.members]
-            params, losses = _train_group(
+            program = Program(
+                template=group_configs[0].template,
+                optimizer=optimizer,
+                dtype=train_config.compute_dtype,
+                kernel=group.kernel,
+                k_max=group.k_max,
+                sequential=group.sequential,
+            )
+            x_train = train_slices[group.data_slice]
+            hyper = _hyperparameters(group_configs, *x_train.shape)
+            params, kept, losses = _train_group(
                 group,
-                group_configs,
-                train_slices[group.data_slice],
+                program,
+                hyper,
+                _data_seed(group_configs[0], train_config),
+                InMemory(x_train, train_config.batch_size, placement),
                 train_config,
+                placement,
                 checkpoints.group(i) if checkpoints else None,
                 preempted,
                 bar,
             )
             x_val = val_slices[group.data_slice]
-            trained = _members(group, group_configs, params, losses, x_val)
+            scores = _scores(group, program, params, kept, hyper, x_val)
+            trained = _members(group_configs, params, kept, scores, losses, x_val)
             for member, result in zip(group.members, trained, strict=True):
                 _warn_of_outliers(result, warned)
                 if writer:
@@ -188,6 +212,7 @@ def _resolved(
                 f"configs[{i}] is {config!r}, a {type(config).__name__}; expected an SAEConfig,"
                 " such as SAEConfig(d_sae=512, k=50)"
             )
+        architecture_of(config).check(config)
     if train_slices.keys() != val_slices.keys():
         raise ValueError(f"train has slices {list(train_slices)}, val has {list(val_slices)}")
     if train_slices.d_in != val_slices.d_in:
@@ -219,52 +244,51 @@ def _resolved(
 
 
 def _identity(
-    configs: Sequence[SAEConfig], train_config: TrainConfig, train: Slices, val: Slices
+    configs: Sequence[SAEConfig],
+    train_config: TrainConfig,
+    optimizer: Optimizer,
+    train: Slices,
+    val: Slices,
 ) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
-    return {
+    identity = {
         "configs": [dataclasses.asdict(config) for config in configs],
         "train_config": dataclasses.asdict(train_config),
         "train": {f"{layer}, {position}": fingerprint(x) for (layer, position), x in train.items()},
         "val": {f"{layer}, {position}": fingerprint(x) for (layer, position), x in val.items()},
     }
+    if optimizer is not adam:
+        name = getattr(optimizer, "__qualname__", type(optimizer).__qualname__)
+        identity["optimizer"] = f"{optimizer.__module__}.{name}"
+    return identity
 
 
 def _train_group(
     group: Group,
-    configs: Sequence[SAEConfig],
-    x_train: np.ndarray,
+    program: Program,
+    hyper: Hyperparameters,
+    data_seed: int,
+    source: BatchSource,
     train_config: TrainConfig,
+    placement: Placement,
     checkpoints: GroupCheckpoints | None,
     preempted: Event | None,
     bar: tqdm,
-) -> tuple[Params, np.ndarray]:
-    """The trained parameters, leading axis M, and every step's losses, `[num_steps, M]`."""
-    hyper = _hyperparameters(configs, train_config)
-    one_order = len(set(np.asarray(hyper.data_seed).tolist())) == 1
-    x = jnp.asarray(x_train)
-    transposed = group.path != "dense"
-    initial = partial(init_group, hyper, d_in=x.shape[1], width=group.width, transposed=transposed)
-    steps_per_epoch = -(-len(x) // train_config.batch_size)
+) -> tuple[Arrays, Arrays, np.ndarray]:
+    """What was trained and what was kept, leading axis M, and all losses, `[num_steps, M]`."""
+    initial = partial(init_group, hyper, program=program, d_in=source.d_in, width=group.width)
+    steps_per_epoch = -(-source.num_samples // train_config.batch_size)
     restored = None
     if checkpoints:
         restored = checkpoints.restore(jax.eval_shape(initial), steps_per_epoch)
     first_epoch, state, *history = restored or (0, initial())
     del restored  # It holds a state, and each epoch gives up the one before.
-    bar.update(first_epoch * len(configs))
+    state = placement.put(state)
+    num_members = len(group.members)
+    bar.update(first_epoch * num_members)
     for epoch in range(first_epoch, train_config.epochs):
-        state, losses = train_epoch(
-            state,
-            hyper,
-            x,
-            jnp.int32(epoch),
-            batch_size=train_config.batch_size,
-            dtype=train_config.compute_dtype,
-            path=group.path,
-            k_max=group.k_max,
-            one_by_one=group.one_by_one,
-            one_order=one_order,
-        )
+        batches = source.epoch(data_seed, epoch)
+        state, losses = train_epoch(state, hyper, batches, program=program)
         if history:
             # One epoch behind, so that the device never waits for the display.
             bar.set_postfix(loss=f"{np.median(np.asarray(history[-1])):.4g}", refresh=False)
@@ -276,78 +300,83 @@ def _train_group(
                 checkpoints.save(epoch + 1, state, _joined(history))
             if stop and not last:
                 raise Preempted(f"stopped by SIGTERM after epoch {epoch + 1} of a group")
-        bar.update(len(configs))
-    params = state.params
-    del state  # Scoring does not need the moments, two thirds of it.
-    if transposed:
-        params = params | {"w_enc": jnp.swapaxes(params["w_enc"], -1, -2)}
-    return params, _joined(history)
+        bar.update(num_members)
+    # Scoring does not need the optimizer's state, often two thirds of all.
+    return state.params, state.kept, _joined(history)
 
 
 def _joined(history: Sequence[np.ndarray | jax.Array]) -> np.ndarray:
     return np.concatenate([np.asarray(losses) for losses in history])
 
 
-def _hyperparameters(configs: Sequence[SAEConfig], train_config: TrainConfig) -> Hyperparameters:
-    data_seeds = [
-        train_config.data_seed if config.data_seed is None else config.data_seed
-        for config in configs
-    ]
+def _data_seed(config: SAEConfig, train_config: TrainConfig) -> int:
+    return train_config.data_seed if config.data_seed is None else config.data_seed
+
+
+def _hyperparameters(configs: Sequence[SAEConfig], num_samples: int, d_in: int) -> Hyperparameters:
+    """What is traced of the members, `[M]` each; defaults that depend on the data are filled in."""
+
+    def stacked(values: Iterable[float], dtype: Any) -> jax.Array:
+        return jnp.array(list(values), dtype)
+
     return Hyperparameters(
-        seed=jnp.array([config.seed for config in configs], jnp.uint32),
-        d_sae=jnp.array([config.d_sae for config in configs], jnp.int32),
-        k=jnp.array([config.k for config in configs], jnp.int32),
-        learning_rate=jnp.array([config.learning_rate for config in configs], jnp.float32),
-        data_seed=jnp.array(data_seeds, jnp.uint32),
+        seed=stacked((c.seed for c in configs), jnp.uint32),
+        d_sae=stacked((c.d_sae for c in configs), jnp.int32),
+        k=stacked((c.k or 0 for c in configs), jnp.int32),
+        learning_rate=stacked((c.learning_rate for c in configs), jnp.float32),
+        aux_coefficient=stacked((c.aux_coefficient for c in configs), jnp.float32),
+        aux_k=stacked((c.aux_k or min(max(d_in // 2, 1), c.d_sae) for c in configs), jnp.int32),
+        dead_after=stacked((c.dead_after or num_samples for c in configs), jnp.int32),
     )
 
 
 def _members(
-    group: Group,
     configs: Sequence[SAEConfig],
-    params: Params,
+    params: Arrays,
+    kept: Arrays,
+    scores: Sequence[Mapping[str, float | int | np.ndarray]],
     losses: np.ndarray,
     x_val: np.ndarray,
 ) -> Iterator[Member]:
-    scores = _scores(group, configs, params, x_val)
+    """The members one by one, each of its true size."""
     # Samples whose squares overflow have an infinite error under any SAE.
     overflows = not np.isfinite(np.vdot(x_val, x_val))
     for i, (config, score) in enumerate(zip(configs, scores, strict=True)):
-        own = jax.device_get({name: array[i] for name, array in params.items()})
-        of_true_size = {
-            "w_enc": own["w_enc"][:, : config.d_sae].copy(),
-            "b_enc": own["b_enc"][: config.d_sae].copy(),
-            "w_dec": own["w_dec"][: config.d_sae].copy(),
-            "b_dec": own["b_dec"].copy(),
-        }
+        own = jax.device_get({name: array[i] for name, array in (params | kept).items()})
         scalars = {
             name: value for name, value in score.items() if not isinstance(value, np.ndarray)
         }
         firing_rate = np.asarray(score["firing_rate"])
         history = losses[:, i].copy()
         diverged_at = divergence(history, overflows or bool(np.isfinite(score["mse"])))
-        yield Member(config, of_true_size, scalars, firing_rate, history, diverged_at)
+        yield Member(
+            config,
+            architecture_of(config).of_true_size(own, config.d_sae),
+            scalars,
+            firing_rate,
+            history,
+            diverged_at,
+        )
 
 
 def _scores(
-    group: Group, configs: Sequence[SAEConfig], params: Params, x_val: np.ndarray
+    group: Group,
+    program: Program,
+    params: Arrays,
+    kept: Arrays,
+    hyper: Hyperparameters,
+    x_val: np.ndarray,
 ) -> list[dict[str, float | int | np.ndarray]]:
     """Every metric of every member, of as many at once as the plan says."""
-    k, d_sae = (
-        jnp.array([getattr(config, name) for config in configs], jnp.int32)
-        for name in ("k", "d_sae")
-    )
+    num_members = len(group.members)
     scores: list[dict[str, float | int | np.ndarray]] = []
-    while len(scores) < len(configs):
+    while len(scores) < num_members:
         # The last share is moved back to the size of the others: another would compile anew.
-        first = min(len(scores), len(configs) - group.scored_at_once)
+        first = min(len(scores), num_members - group.scored_at_once)
         share = slice(first, first + group.scored_at_once)
+        of_share = partial(jax.tree.map, lambda leaf, share=share: leaf[share])
         found = evaluate_group(
-            {name: array[share] for name, array in params.items()},
-            k[share],
-            d_sae[share],
-            x_val,
-            EVAL_BATCH_SIZE,
+            program.template, of_share(params), of_share(kept), of_share(hyper), x_val
         )
         scores += found[len(scores) - first :]
     return scores

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import sae_jax
-from sae_jax import dense, losses
-from sae_jax.architectures.base import PARAM_NAMES, TopKSAE, init_params
+from sae_jax.architectures import losses
+from sae_jax.architectures.base import PARAM_NAMES, init_params
+from sae_jax.architectures.topk import TopKSAE
+from sae_jax.ops import dense
 
 D_IN = 24
 

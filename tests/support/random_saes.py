@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from sae_jax.architectures.base import JumpReLUSAE, TopKSAE
+from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.topk import TopKSAE
 
 
 def random_params(seed, d_in=8, d_sae=24):
