@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from sae_jax.activations.slices import epoch_order, padded_batches, slices_of
+from sae_jax.activations.batches import padded_batches
+from sae_jax.activations.slices import slices_of
 from sae_jax.activations.writer import write_store
 from sae_jax.problems import Problem
+from sae_jax.sweep.batches import epoch_order
 
 
 def array(n=4, d_in=3, seed=0):

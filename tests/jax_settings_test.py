@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from metrics_test import samples
+from metric_oracle import samples
 from random_saes import random_jumprelu, random_params, random_topk
 
 import sae_jax
-from sae_jax.activations.slices import epoch_order
 from sae_jax.architectures.base import init_params
 from sae_jax.metrics import quality as metrics
 from sae_jax.metrics.evaluate import evaluate_group
-from sae_jax.sweep.loop import _hyperparameters
+from sae_jax.sweep.batches import epoch_order
+from sae_jax.sweep.loop import hyperparameters
 from sae_jax.sweep.step import init_group
 
 # Of versions up to 2026-11-25.
@@ -56,7 +56,7 @@ def assert_equal_trees(found, expected, **tolerance):
 
 def test_random_numbers_are_the_same_to_the_bit():
     def drawn():
-        hyper = _hyperparameters(sae_jax.grid(d_sae=7, k=2, seed=(0, 2**32 - 1)))
+        hyper = hyperparameters(sae_jax.grid(d_sae=7, k=2, seed=(0, 2**32 - 1)))
         return jax.device_get(
             [
                 epoch_order(0, 3, 100),
@@ -114,16 +114,21 @@ def test_metrics():
 
 
 @pytest.mark.parametrize(
-    ("path", "dtype"),
-    [("dense", "float32"), ("dense", "bfloat16"), ("compact", "float32"), ("sparse", "bfloat16")],
+    ("kernel", "dtype"),
+    [
+        ("dense", "float32"),
+        ("dense", "bfloat16"),
+        ("firing_rows", "float32"),
+        ("selected_rows", "bfloat16"),
+    ],
 )
-def test_whole_sweeps(path, dtype):
+def test_whole_sweeps(kernel, dtype):
     x = samples(n=90)[0]
     configs = sae_jax.grid(d_sae=(40, 34), k=3)
 
     def trained():
         config = sae_jax.TrainConfig(
-            epochs=2, batch_size=40, compute_dtype=dtype, path=path, max_padding=0.5
+            epochs=2, batch_size=40, compute_dtype=dtype, kernel=kernel, max_padding=0.5
         )
         result = sae_jax.train_sweep(configs, x, x[:30], config, progress=False)
         return [(dict(m.params), m.losses, m.firing_rate, m.metrics) for m in result.members]

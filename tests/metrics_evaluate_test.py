@@ -2,7 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from metrics_test import oracle
+from hyperparameters import TEMPLATE, hyperparameters
+from metric_oracle import oracle
 from random_saes import forward, random_params
 
 from sae_jax.metrics.evaluate import evaluate_group
@@ -28,7 +29,7 @@ def padded_group():
         return np.pad(array, widths)
 
     stacked = {
-        "w_enc": np.stack([padded(p["w_enc"], 1) for p in singles]),
+        "w_enc_t": np.stack([padded(p["w_enc"].T, 0) for p in singles]),
         "b_enc": np.stack([padded(p["b_enc"], 0) for p in singles]),
         "w_dec": np.stack([padded(p["w_dec"], 0) for p in singles]),
         "b_dec": np.stack([p["b_dec"] for p in singles]),
@@ -37,8 +38,8 @@ def padded_group():
 
 
 def evaluate(params, x, **options):
-    d_sae, k = np.array(MEMBERS).T
-    return evaluate_group(params, jnp.asarray(k), jnp.asarray(d_sae), x, **options)
+    hyper = hyperparameters(*[(d_sae, k, 0, 1e-3) for d_sae, k in MEMBERS])
+    return evaluate_group(TEMPLATE, params, {}, hyper, x, **options)
 
 
 def top_k(k):
@@ -81,10 +82,13 @@ def test_every_metric_equals_float64_of_the_member_alone(scores, member):
 
 def test_padding_latents_enter_no_metric(scores):
     singles, rows = scores
+    own = {"w_enc_t" if name == "w_enc" else name: a for name, a in singles[2].items()}
+    own["w_enc_t"] = own["w_enc_t"].T
     (alone,) = evaluate_group(
-        jax.tree.map(lambda a: jnp.asarray(a)[None], singles[2]),
-        jnp.array([1]),
-        jnp.array([14]),
+        TEMPLATE,
+        jax.tree.map(lambda a: jnp.asarray(a)[None], own),
+        {},
+        hyperparameters((14, 1, 0, 1e-3)),
         samples(),
     )
     for name, value in alone.items():
@@ -103,7 +107,7 @@ def test_the_batch_size_moves_no_metric(scores, batch_size):
 
 def test_a_member_that_is_nan_leaves_the_others_alone(scores):
     _, stacked = padded_group()
-    stacked["w_enc"] = stacked["w_enc"].at[1].set(jnp.nan)
+    stacked["w_enc_t"] = stacked["w_enc_t"].at[1].set(jnp.nan)
     got = evaluate(stacked, samples())
     assert np.isnan(got[1]["mse"])
     for member in (0, 2):

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from gradients import arrays, assert_dense_gradients, assert_gradients_of_samples, dense_loss
 
 from sae_jax.architectures import losses
 from sae_jax.architectures.topk import TopKSAE
-from sae_jax.sweep.step import member_sae
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
@@ -16,8 +16,8 @@ def test_values_and_gradients_are_the_modules(dtype, tolerance):
     params, x = arrays(100)
 
     def module_loss(params, x, k):
-        sae = member_sae(params, k)
-        sae.dtype = dtype
+        sae = TopKSAE(params, 1, dtype=dtype)
+        sae.k = nnx.data(k)
         return losses.mse(sae(x), x)
 
     assert_dense_gradients(module_loss, params, x, jnp.int32(7), dtype, tolerance)

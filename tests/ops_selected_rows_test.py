@@ -1,4 +1,4 @@
-"""The sparse path against the dense one, NumPy, and itself under vmap."""
+"""The kernel on selected rows against the dense one, NumPy, and itself under vmap."""
 
 import dataclasses
 from functools import partial
@@ -14,24 +14,33 @@ from gradients import (
     assert_gradients_of_samples,
     dense_loss,
     doubled,
+    loss_with,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sae_jax
-from sae_jax.architectures import losses
 from sae_jax.architectures.base import PARAM_NAMES
+from sae_jax.ops import selected_rows
+from sae_jax.ops.activation import ABS_TOP_K, TOP_K
+from sae_jax.ops.top_k import top_k_indices
 from sae_jax.sweep.plan import plan_sweep
 
 
-def sparse_loss(params, x, k, k_max, dtype="float32"):
-    w_enc, *others = (params[name] for name in PARAM_NAMES)
-    return losses.mse(sparse.reconstruct(w_enc.T, *others, x, k, k_max, dtype), x)
+def selected_loss(k_max, activation=ABS_TOP_K):
+    return loss_with(selected_rows.reconstruct, activation, k_max=k_max)
 
 
 def assert_same_gradients(params, x, k, k_max, dtype="float32", tolerance=1e-5):
-    loss_of = partial(sparse_loss, k_max=k_max, dtype=dtype)
+    loss_of = partial(selected_loss(k_max), dtype=dtype)
     assert_dense_gradients(loss_of, params, x, k, dtype, tolerance)
+
+
+def test_latents_of_a_relu_have_the_dense_gradients():
+    params, x = arrays(128)
+    few = params | {"b_enc": params["b_enc"] - 1.5}
+    loss_of = selected_loss(40, TOP_K)
+    assert_dense_gradients(loss_of, few, x, jnp.int32(40), activation=TOP_K)
 
 
 @settings(max_examples=25, deadline=None)
@@ -48,7 +57,7 @@ def test_top_k_is_a_stable_descending_sort(num_rows, width, num_values, data):
     values = np.random.default_rng(seed).integers(0, num_values, (num_rows, width))
     values = values.astype(np.float32)
     expected = np.argsort(-values, axis=1, kind="stable")[:, :k]
-    np.testing.assert_array_equal(sparse.top_k(jnp.asarray(values), k), expected)
+    np.testing.assert_array_equal(top_k_indices(jnp.asarray(values), k), expected)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +78,7 @@ def test_gradients_are_the_dense_ones(d_sae, k, k_max):
 @pytest.mark.parametrize(("d_sae", "k", "k_max"), [(512, 5, 8), (64, 40, 50)])
 def test_gradients_of_samples_are_the_modules(d_sae, k, k_max):
     params, x = arrays(d_sae)
-    loss_of = partial(sparse_loss, k_max=k_max)
+    loss_of = selected_loss(k_max)
     assert_gradients_of_samples(loss_of, params, x, jnp.int32(k))
 
 
@@ -78,7 +87,7 @@ def test_gradients_are_the_dense_ones_in_bfloat16():
     assert_same_gradients(params, x, jnp.int32(8), 8, dtype="bfloat16", tolerance=2e-2)
 
 
-def test_ties_go_to_the_lower_latent_as_on_the_dense_path():
+def test_ties_go_to_the_lower_latent_as_with_the_dense_kernel():
     params, x = arrays(256)
     assert_same_gradients(doubled(params), x, jnp.int32(7), 7)
 
@@ -93,7 +102,7 @@ def test_vmap_over_members_is_each_member_alone():
     (first, x), (second, _) = arrays(300, seed=0), arrays(300, seed=5)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
     k = jnp.array([3, 11], jnp.int32)
-    grad = jax.grad(partial(sparse_loss, k_max=11))
+    grad = jax.grad(selected_loss(11))
     together = jax.jit(jax.vmap(grad, in_axes=(0, None, 0)))(stacked, x, k)
     for i, params in enumerate((first, second)):
         alone = jax.grad(dense_loss)(params, x, k[i])
@@ -101,22 +110,22 @@ def test_vmap_over_members_is_each_member_alone():
             np.testing.assert_allclose(together[name][i], alone[name], rtol=0, atol=2e-6)
 
 
-def test_sweeps_on_both_paths_agree():
+def test_sweeps_with_both_kernels_agree():
     members = [sae_jax.SAEConfig(300, 4), sae_jax.SAEConfig(290, 7, seed=1, learning_rate=3e-3)]
-    assert_dense_sweep("sparse", members)
+    assert_dense_sweep("selected_rows", members)
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"),
+    ("kernel", "expected"),
     [
         ("dense", [("dense", None)] * 2),
-        ("compact", [("compact", None)] * 2),
-        ("sparse", [("sparse", 6), ("sparse", 4)]),
-        ("auto", [("sparse", 6), ("dense", None)]),
+        ("firing_rows", [("firing_rows", None)] * 2),
+        ("selected_rows", [("selected_rows", 6), ("selected_rows", 4)]),
+        ("auto", [("selected_rows", 6), ("dense", None)]),
     ],
 )
-def test_the_plan_chooses_a_path_for_each_group(path, expected):
-    config = sae_jax.TrainConfig(path=path, max_padding=0.1)
+def test_the_plan_chooses_a_kernel_for_each_group(kernel, expected):
+    config = sae_jax.TrainConfig(kernel=kernel, max_padding=0.1)
     members = [
         sae_jax.SAEConfig(16384, 6),
         sae_jax.SAEConfig(16000, 5),
@@ -125,4 +134,4 @@ def test_the_plan_chooses_a_path_for_each_group(path, expected):
     ]
     groups = plan_sweep(members, {(None, None): (1000, 576)}, config).groups
     assert [group.members for group in groups] == [(0, 1), (2, 3)]
-    assert [(group.path, group.k_max) for group in groups] == expected
+    assert [(group.kernel, group.k_max) for group in groups] == expected

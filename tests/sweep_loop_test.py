@@ -7,31 +7,15 @@ import sys
 import jax
 import numpy as np
 import pytest
-from metrics_test import oracle
+from metric_oracle import oracle
 from random_saes import forward
-from sweep_step_test import batches, samples
+from sweeps import batches, quietly, samples, top_k
 from torch_reference import train as train_in_torch
 
 from sae_jax import SAEConfig, TrainConfig, grid, train_sweep
 from sae_jax.activations.writer import write_store
 from sae_jax.architectures.base import init_params
 from sae_jax.problems import Problem
-
-
-def top_k(k):
-    """Keeps the k largest magnitudes of each row of a float64 array."""
-
-    def keep(pre):
-        z = np.zeros_like(pre)
-        kept = np.argsort(-np.abs(pre), axis=1, kind="stable")[:, :k]
-        np.put_along_axis(z, kept, np.take_along_axis(pre, kept, 1), 1)
-        return z
-
-    return keep
-
-
-def quietly(configs, train, val, **fields):
-    return train_sweep(configs, train, val, TrainConfig(**fields), progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,11 +7,17 @@ from hypothesis import strategies as st
 
 from sae_jax import SAEConfig, TrainConfig, grid
 from sae_jax.sweep.loop import plan_for
+from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import plan_sweep
 
 SLICE = (14, 3)
 SIZES = {SLICE: (5978, 2048)}
 MIB = 2**20
+
+
+def on(platform, stats=None):
+    """A placement on a device that is not there."""
+    return Placement(SimpleNamespace(platform=platform, memory_stats=lambda: stats))
 
 
 def members(*sizes, layer=14, position=3):
@@ -36,10 +41,10 @@ def test_no_padding_allowed_makes_a_group_a_size():
 
 def test_padding_share_by_hand():
     # 512 + 480 + 250 = 1242 of 3 * 512 = 1536: 19.1 % is padding; 512 + 480 alone, 3.1 %.
-    loose = plan_sweep(members(512, 480, 250), SIZES, TrainConfig(path="dense", max_padding=0.2))
+    loose = plan_sweep(members(512, 480, 250), SIZES, TrainConfig(kernel="dense", max_padding=0.2))
     assert widths_and_members(loose) == [(512, (0, 1, 2))]
     assert loose.groups[0].padding == pytest.approx(1 - 1242 / 1536)
-    tight = plan_sweep(members(512, 480, 250), SIZES, TrainConfig(path="dense", max_padding=0.19))
+    tight = plan_sweep(members(512, 480, 250), SIZES, TrainConfig(kernel="dense", max_padding=0.19))
     assert widths_and_members(tight) == [(512, (0, 1)), (250, (2,))]
 
 
@@ -54,14 +59,13 @@ def test_padding_share_by_hand():
         ("gpu", (1000, 270, 200), 2),
     ],
 )
-def test_padding_allowed_by_default(monkeypatch, backend, sizes, num_groups):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    plan = plan_sweep(members(*sizes), SIZES, TrainConfig(path="dense"))
+def test_padding_allowed_by_default(backend, sizes, num_groups):
+    plan = plan_sweep(members(*sizes), SIZES, TrainConfig(kernel="dense"), on(backend))
     assert len(plan.groups) == num_groups
 
 
 def test_padding_latents_cost_a_third_where_they_do_not_fire():
-    config = TrainConfig(path="compact", max_padding=0.07)
+    config = TrainConfig(kernel="firing_rows", max_padding=0.07)
     (group,) = plan_sweep(members(512, 480, 250), SIZES, config).groups
     assert group.padding == pytest.approx((1 - 1242 / 1536) / 3)
     # The encoder takes all latents of the group, the other four products only a member's own.
@@ -69,7 +73,7 @@ def test_padding_latents_cost_a_third_where_they_do_not_fire():
 
 
 def test_flops_are_ten_for_each_sample_dimension_and_latent():
-    config = TrainConfig(path="dense", max_padding=0.2)
+    config = TrainConfig(kernel="dense", max_padding=0.2)
     (group,) = plan_sweep(members(500, 512), SIZES, config).groups
     assert group.flops_per_step == 10 * 256 * 2048 * 512 * 2
 
@@ -85,29 +89,28 @@ def test_slices_are_never_mixed():
     ]
 
 
-def test_large_dense_groups_and_single_members_train_one_by_one_on_a_cpu():
+def test_large_dense_groups_and_single_members_train_in_turns_on_a_cpu():
     # 2,099,712 parameters and twice as many moments, 4 bytes each: 25.2 MB a member.
-    for num_members, one_by_one in ((1, True), (2, False), (3, True)):
-        config = TrainConfig(path="dense")
+    for num_members, sequential in ((1, True), (2, False), (3, True)):
+        config = TrainConfig(kernel="dense")
         (group,) = plan_sweep(members(*[512] * num_members), SIZES, config).groups
-        assert group.one_by_one == one_by_one
+        assert group.sequential == sequential
 
 
-def test_accelerators_train_side_by_side_on_the_dense_path(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+def test_accelerators_train_side_by_side_with_the_dense_kernel():
     for num_members in (1, 3):
-        (group,) = plan_sweep(members(*[4096] * num_members), SIZES, TrainConfig()).groups
-        assert (group.path, group.one_by_one) == ("dense", False)
+        (group,) = plan_sweep(
+            members(*[4096] * num_members), SIZES, TrainConfig(), on("gpu")
+        ).groups
+        assert (group.kernel, group.sequential) == ("dense", False)
 
 
-def test_a_group_takes_four_fifths_of_an_accelerators_memory(monkeypatch):
+def test_a_group_takes_four_fifths_of_an_accelerators_memory():
     configs = members(*[512] * 10)
     (whole,) = plan_sweep(configs, SIZES, TrainConfig()).groups
     for share, num_groups in ((0.79, 1), (0.81, 2)):
         stats = {"bytes_limit": int(whole.num_bytes / share), "bytes_in_use": 0}
-        device = SimpleNamespace(memory_stats=lambda stats=stats: stats)
-        monkeypatch.setattr(jax, "devices", lambda device=device: [device])
-        plan = plan_sweep(configs, SIZES, TrainConfig())
+        plan = plan_sweep(configs, SIZES, TrainConfig(), on("cpu", stats))
         assert len(plan.groups) == num_groups
 
 
@@ -141,7 +144,7 @@ def test_scoring_is_part_of_the_memory_and_takes_as_many_at_once_as_fit():
         assert group.num_bytes == 4 * max(training, scoring[n - 1]) <= budget
     # One after the other where they train so.
     (group,) = plan_sweep(members(*[512] * 10), SIZES, TrainConfig()).groups
-    assert (group.one_by_one, group.scored_at_once) == (True, 1)
+    assert (group.sequential, group.scored_at_once) == (True, 1)
 
 
 def test_a_member_that_does_not_fit_is_named_with_its_need():
@@ -166,7 +169,7 @@ def test_every_member_is_planned_once_within_the_limits(sizes, max_padding, budg
     for group in plan.groups:
         d_sae = np.array([configs[i].d_sae for i in group.members])
         assert group.width == d_sae.max()
-        cost = {"dense": 1, "compact": 1 / 3}[group.path]
+        cost = {"dense": 1, "firing_rows": 1 / 3}[group.kernel]
         assert group.padding == pytest.approx(cost * (1 - d_sae.mean() / group.width))
         assert group.padding <= max_padding + 1e-9
         assert group.num_bytes <= budget_mib * MIB

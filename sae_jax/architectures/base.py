@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from sae_jax.configs import SAEConfig
-from sae_jax.ops.matmul import COMPUTE_DTYPES, ComputeDtype, matmul
+from sae_jax.ops.matmul import COMPUTE_DTYPES, ComputeDtype, matmul, matmul_with_rows
 
 Arrays = dict[str, jax.Array]
 """Arrays of an SAE in training by name, such as `w_enc_t [F, D]`, where a latent is a row."""
@@ -224,8 +224,8 @@ class SAE(nnx.Module):
 
     def arrays(self) -> Arrays:
         """Everything that is trained or kept, by name, as in training."""
-        _, trained, kept, *_ = nnx.split(self, nnx.Param, nnx.Variable, ...)
-        return nnx.to_pure_dict(trained) | nnx.to_pure_dict(kept)
+        states: Any = nnx.split(self, nnx.Param, nnx.Variable, ...)
+        return nnx.to_pure_dict(states[1]) | nnx.to_pure_dict(states[2])
 
     def activate(self, pre: jax.Array) -> jax.Array:
         """Latents `[..., F]` of pre-activations `[..., F]`."""
@@ -243,7 +243,7 @@ class SAE(nnx.Module):
             x = (x - mean) / (std + _STD_EPS)
         if self.center_input:
             x = x - as_row(self.b_dec[...], x)
-        pre = matmul(x, self.w_enc, self.dtype)
+        pre = matmul_with_rows(x, self.w_enc_t[...], self.dtype)
         return self.activate(pre + as_row(self.b_enc[...], pre))
 
     def decode(self, z: jax.Array, x: jax.Array | None = None) -> jax.Array:

@@ -31,8 +31,8 @@ def initial(
 
 def split(sae: SAE) -> tuple[Arrays, Arrays]:
     """The trained arrays of an SAE by name, and those that it keeps but does not train."""
-    _, params, kept, *_ = nnx.split(sae, nnx.Param, nnx.Variable, ...)
-    return nnx.to_pure_dict(params), nnx.to_pure_dict(kept)
+    states: Any = nnx.split(sae, nnx.Param, nnx.Variable, ...)
+    return nnx.to_pure_dict(states[1]), nnx.to_pure_dict(states[2])
 
 
 def merge(template: SAEConfig, params: Arrays, kept: Arrays, hyper: Hyperparameters) -> SAE:

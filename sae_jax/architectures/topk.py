@@ -1,7 +1,7 @@
 """TopK: the k latents that rank highest in each sample, with an optional auxiliary loss."""
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ class TopKSAE(SAE):
             raise ValueError(f"k is {k}; allowed is 1 to d_sae = {self.d_sae}")
         if rule not in ("abs", "relu"):
             raise ValueError(f"rule is {rule!r}; allowed are 'abs' and 'relu'")
-        self.k: int | jax.Array = int(k)
+        self.k: Any = int(k)
         self.rule = rule
 
     @classmethod

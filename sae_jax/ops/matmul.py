@@ -51,6 +51,33 @@ def matmul(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Array:
     )
 
 
+def matmul_with_rows(a: jax.Array, rows: jax.Array, dtype: ComputeDtype) -> jax.Array:
+    """`a @ rows.T` with operands rounded to `dtype` and sums in float32; has every derivative.
+
+    Args:
+      a: `[..., n]`.
+      rows: `[p, n]`.
+      dtype: how the product is computed.
+
+    Returns:
+      float32, `[..., p]`.
+    """
+    if operand_dtype(dtype) == jnp.float32:
+        return matmul(a, rows.T, dtype)
+
+    def on_cpu(a: jax.Array, rows: jax.Array) -> jax.Array:
+        # XLA's CPU backend has no bfloat16 product with a transpose folded into it.
+        a, rows = (
+            operand.astype(operand_dtype(dtype)).astype(jnp.float32) for operand in (a, rows)
+        )
+        return matmul(a, rows.T, "float32")
+
+    def elsewhere(a: jax.Array, rows: jax.Array) -> jax.Array:
+        return matmul(a, rows.T, dtype)
+
+    return lax.platform_dependent(a, rows, cpu=on_cpu, default=elsewhere)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def training_matmul(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Array:
     """`matmul` of two matrices, with the gradient that hardware runs fastest.

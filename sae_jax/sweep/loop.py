@@ -142,7 +142,7 @@ def train_sweep(
                 sequential=group.sequential,
             )
             x_train = train_slices[group.data_slice]
-            hyper = _hyperparameters(group_configs, *x_train.shape)
+            hyper = hyperparameters(group_configs, *x_train.shape)
             params, kept, losses = _train_group(
                 group,
                 program,
@@ -313,7 +313,7 @@ def _data_seed(config: SAEConfig, train_config: TrainConfig) -> int:
     return train_config.data_seed if config.data_seed is None else config.data_seed
 
 
-def _hyperparameters(configs: Sequence[SAEConfig], num_samples: int, d_in: int) -> Hyperparameters:
+def hyperparameters(configs: Sequence[SAEConfig], num_samples: int, d_in: int) -> Hyperparameters:
     """What is traced of the members, `[M]` each; defaults that depend on the data are filled in."""
 
     def stacked(values: Iterable[float], dtype: Any) -> jax.Array:

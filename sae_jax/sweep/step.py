@@ -146,7 +146,8 @@ def lift(
 @partial(jax.jit, static_argnames=("program", "d_in", "width"))
 def init_group(hyper: Hyperparameters, *, program: Program, d_in: int, width: int) -> MemberState:
     """The states of all members, leading axis M."""
-    return jax.vmap(lambda member: init_member(program, member, d_in, width))(hyper)
+    # In turns: side by side the random bits of all members would be held at once.
+    return lax.map(lambda member: init_member(program, member, d_in, width), hyper)
 
 
 @partial(jax.jit, static_argnames="program", donate_argnums=0)

@@ -1,4 +1,4 @@
-"""What the paths that skip latents are held to: the dense path's gradients and sweeps."""
+"""What kernels that skip latents are held to: the dense kernel's gradients and sweeps."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,8 @@ from sae_jax.architectures import losses
 from sae_jax.architectures.base import PARAM_NAMES, init_params
 from sae_jax.architectures.topk import TopKSAE
 from sae_jax.ops import dense
+from sae_jax.ops.activation import ABS_TOP_K
+from sae_jax.ops.matmul import transposed
 
 D_IN = 24
 
@@ -30,14 +32,27 @@ def doubled(params):
     }
 
 
-def dense_loss(params, x, k, dtype="float32"):
-    parameters = (params[name] for name in PARAM_NAMES)
-    return losses.mse(dense.reconstruct(*parameters, x, k, dtype), x)
+def loss_with(kernel, activation=ABS_TOP_K, **static):
+    """The loss of canonical parameters through a kernel."""
+
+    def loss(params, x, k, dtype="float32"):
+        w_enc, *others = (params[name] for name in PARAM_NAMES)
+        # A copy: XLA's CPU backend folds a transpose into bfloat16 products, and fails.
+        x_hat = kernel(transposed(w_enc), *others, x, k, activation, dtype, *static.values())
+        return losses.mse(x_hat, x)
+
+    return loss
 
 
-def assert_dense_gradients(loss_of, params, x, k, dtype="float32", tolerance=1e-5):
-    """Compares `loss_of(params, x, k)` and its gradients with the dense path's."""
-    loss, grads = jax.jit(jax.value_and_grad(dense_loss), static_argnums=3)(params, x, k, dtype)
+dense_loss = loss_with(dense.reconstruct)
+
+
+def assert_dense_gradients(
+    loss_of, params, x, k, dtype="float32", tolerance=1e-5, activation=ABS_TOP_K
+):
+    """Compares `loss_of(params, x, k)` and its gradients with the dense kernel's."""
+    expected = jax.value_and_grad(loss_with(dense.reconstruct, activation))
+    loss, grads = jax.jit(expected, static_argnums=3)(params, x, k, dtype)
     found, found_grads = jax.jit(jax.value_and_grad(loss_of))(params, x, k)
     np.testing.assert_allclose(found, loss, rtol=tolerance)
     for name in PARAM_NAMES:
@@ -60,18 +75,18 @@ def assert_gradients_of_samples(loss_of, params, x, k, tolerance=1e-5):
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
 
 
-def assert_dense_sweep(path, members, **options):
-    """Trains a sweep on a path and on the dense one, and compares losses and parameters."""
+def assert_dense_sweep(kernel, members, **options):
+    """Trains a sweep with a kernel and with the dense one, and compares losses and parameters."""
     x = np.asarray(arrays(8)[1])
     found, dense = (
         sae_jax.train_sweep(
             members,
             x,
             x,
-            sae_jax.TrainConfig(epochs=4, batch_size=20, path=path, **options),
+            sae_jax.TrainConfig(epochs=4, batch_size=20, kernel=name, **options),
             progress=False,
         ).members
-        for path in (path, "dense")
+        for name in (kernel, "dense")
     )
     for member, expected in zip(found, dense, strict=True):
         np.testing.assert_allclose(member.losses, expected.losses, rtol=1e-5)
