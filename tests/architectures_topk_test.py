@@ -77,7 +77,7 @@ def test_loss_and_gradients_equal_pytorch(aux_k):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     gradients["w_enc_t"] = gradients.pop("w_enc").T
     for name, gradient in gradients.items():
-        np.testing.assert_allclose(grads[name], gradient, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(grads[name], gradient, rtol=1e-5, atol=2e-6, err_msg=name)
 
 
 def test_without_dead_latents_it_is_the_plain_loss():
@@ -134,13 +134,17 @@ def test_aux_revives_latents_that_an_offset_kills():
     x = samples(600, 16) + 8.0
     configs = [
         SAEConfig(64, 4, seed=seed, architecture="topk", aux_coefficient=aux)
-        for aux in (0.0, 1 / 32)
+        for aux in (0.0, 1.0)
         for seed in range(3)
     ]
     rows = quietly(configs, x[:500], x[500:], epochs=40, batch_size=32).table()
-    dead = [np.mean([row["dead_fraction"] for row in rows[i : i + 3]]) for i in (0, 3)]
-    assert dead[0] > 0.3
-    assert dead[1] < dead[0] / 2
+    dead, fvu = (
+        [np.mean([row[name] for row in rows[i : i + 3]]) for i in (0, 3)]
+        for name in ("dead_fraction", "fvu")
+    )
+    assert dead[0] > 0.5
+    assert dead[1] < dead[0] - 0.1
+    assert fvu[1] < fvu[0]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,7 @@ def test_configs_that_no_member_can_have_are_refused(fields, message):
 def test_a_kernel_that_does_not_serve_is_refused():
     x = samples(20)
     with pytest.raises(
-        ValueError, match=r"kernel is 'firing_rows'; .* is served by 'auto', 'dense'"
+        ValueError, match="kernel is 'firing_rows'; .* by 'auto', 'dense'"
     ):
         quietly([CONFIG], x, x, kernel="firing_rows")
 

@@ -115,6 +115,11 @@ def test_the_ground_layers_are_numpy_alone(module):
     assert not libraries(module, top_level=False) & {"jax", "flax", "torch"}, module
 
 
+def test_one_file_knows_orbax():
+    found = {module for module in MODULES if "orbax" in libraries(module, top_level=False)}
+    assert found == {"sweep.checkpoints"}
+
+
 def test_importing_the_package_loads_no_heavy_library():
     heavy = ("torch", "transformers", "matplotlib", "pandas", "peft", "jinja2")
     code = f"import sys, sae_jax; print(*[name for name in {heavy} if name in sys.modules])"

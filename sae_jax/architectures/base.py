@@ -109,7 +109,7 @@ class SAE(nnx.Module):
       normalize_input: whether each sample is standardized by its own mean and unbiased
         standard deviation before encoding, and the reconstruction scaled back (Gao et
         al. 2024, arXiv:2406.04093, and the code published with it).
-      dtype: how both products are computed, a `products.ComputeDtype`; parameters, latents
+      dtype: how both products are computed, a `ops.matmul.ComputeDtype`; parameters, latents
         and reconstructions are float32.
     """
 
@@ -125,7 +125,7 @@ class SAE(nnx.Module):
 
         Raises:
           ValueError: if a parameter is missing, unknown, or of another shape than the rest;
-            if `dtype` is none of `products.COMPUTE_DTYPES`.
+            if `dtype` is none of `ops.matmul.COMPUTE_DTYPES`.
         """
         if sorted(params) != sorted(PARAM_NAMES):
             raise ValueError(f"parameters are {sorted(params)}; expected {sorted(PARAM_NAMES)}")

@@ -347,7 +347,7 @@ def finalize(sums: Sums, latent_mask: jax.Array | None = None) -> dict[str, jax.
       Scalars, and arrays `[F]`, of every metric by name. What a variance of 0 divides is NaN, as
       where all samples are equal.
     """
-    width = sums[-1].max_activation.shape
+    (width,) = {part.max_activation.shape for part in sums if isinstance(part, FiringSums)}
     latents = jnp.ones(width, bool) if latent_mask is None else latent_mask
     chex.assert_shape(latents, width)
     return {
