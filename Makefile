@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-formats lint bench clean
+.PHONY: demo test test-slow test-formats mutants lint bench clean
 
 demo: .venv/demo
 	$(BIN)/python experiments/dictionary_scaling.py --num_problems=500 --seeds=3 \
@@ -15,6 +15,13 @@ test: .venv/demo .venv/test
 
 test-slow: .venv/demo .venv/test
 	$(BIN)/python -m pytest -m slow
+
+# Hours on few cores. Programs that a mutant leaves as they are come from the cache.
+mutants: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/mutants/.jax
+mutants: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+mutants: .venv/mutants
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -37,6 +44,10 @@ lint: .venv/test
 	$(PIP) -e '.[test]'
 	touch $@
 
+.venv/mutants: .venv/test
+	$(PIP) mutmut
+	touch $@
+
 # The libraries whose formats are read and written. One pip command: a second one would
 # replace the pinned torch. nnsight brings a torchvision that breaks a CPU torch.
 .venv-formats/installed: setup.py constraints.txt
@@ -55,4 +66,4 @@ bench: .venv-formats/installed
 	.venv-formats/bin/python experiments/benchmark.py --output=runs/benchmark
 
 clean:
-	rm -rf .venv .venv-* build ./*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* build mutants ./*.egg-info .pytest_cache .mypy_cache .ruff_cache

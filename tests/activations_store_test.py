@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from sae_jax.activations.selection import Selection
+from sae_jax.activations.selection import Selection, Split
 from sae_jax.activations.store import ActivationStore
 from sae_jax.activations.writer import StorePlan, StoreWriter, lock, write_store
 from sae_jax.problems import Problem
@@ -240,8 +240,10 @@ def test_rows_of_one_problem_stay_on_one_side(tmp_path):
 )
 def test_unknown_slice_lists_those_there_are(tmp_path, layer, position, message):
     store = write_store(tmp_path, make_arrays(4), make_problems(4))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         store.select(layer, position)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        store.read(layer, position, np.array([0]))
 
 
 @pytest.mark.parametrize(
@@ -322,11 +324,34 @@ class TestFingerprint:
         assert other.fingerprint != store.fingerprint
 
 
+def test_rows_beyond_so_many_median_norms_of_training_are_left_out(tmp_path):
+    norms = [20, 1, 3, 6, 2] + [6, 50, 1, 6.5]
+    x = np.outer(norms, [0.6, 0.8]).astype(np.float32)
+    store = write_store(tmp_path, {(0, 0): x}, make_problems(9))
+    train, val = (Selection(store, 0, 0, np.arange(*rows), {"a": 1}) for rows in ((5,), (5, 9)))
+    # The median of training is 3.
+    kept = Split(train, val).within_norm(2)
+    assert kept.train.rows.tolist() == [1, 2, 3, 4]
+    assert kept.val.rows.tolist() == [5, 7]
+    assert kept.train.settings == kept.val.settings == {"a": 1, "max_norm_ratio": 2}
+    assert Split(train, val).within_norm(1).val.rows.tolist() == [7]
+    tail = Selection(store, 0, 0, np.array([5, 6]))
+    assert Split(train, tail).within_norm(2).val.rows.tolist() == [5]
+    with pytest.raises(ValueError, match=r"^max_norm_ratio=1.9 leaves none of 2 validation rows$"):
+        Split(train, tail).within_norm(1.9)
+    for ratio in (0.99, -3, float("nan")):
+        with pytest.raises(ValueError, match=f"max_norm_ratio is {ratio}; allowed is 1 or more"):
+            Split(train, val).within_norm(ratio)
+
+
 @pytest.mark.parametrize("train_fraction", [0.0, 0.1, 1.0])
 def test_a_split_with_an_empty_side_is_refused(tmp_path, train_fraction):
     store = write_store(tmp_path, make_arrays(4), make_problems(4))
     with pytest.raises(ValueError, match="of 4 problems leaves"):
         store.select(2, 0).split(train_fraction)
+
+
+LIST_OF_4 = r"has \[2, 2, 4, 3, 1\] as shards\[0\].shape; expected a list of 4 integers"
 
 
 class TestFilesThatDoNotMatchTheManifest:
@@ -416,6 +441,7 @@ class TestFilesThatDoNotMatchTheManifest:
             ("layers", [0, "1"], r"has \[0, '1'\] as layers; expected a list of integers"),
             ("d_in", True, "has True as d_in; expected an integer"),
             ("dtype", "int8", "has 'int8' as dtype; expected float16 or float32"),
+            ("shards", [{"shape": [2, 2, 4, 3, 1], "rows_per_problem": None}], LIST_OF_4),
             ("shards", [3], r"has 3 as shards\[0\]; expected an object"),
             ("layers", [2, 5, 7], r"has shards\[0\] of shape .*; expected \[3, 2, rows, 3\]"),
             ("d_in", 4, r"has shards\[0\] of shape .*; expected \[2, 2, rows, 4\]"),

@@ -24,6 +24,8 @@ from sae_jax.problems import Problem
         ("6×7", {"multiplication"}, {6, 7}),
         ("8÷2−1", {"division", "subtraction"}, {8, 2, 1}),
         ("5.+1=6", {"addition"}, {5, 1, 6}),
+        ("3*.5", {"multiplication"}, {3, 0.5}),
+        ("1,2345", set(), {1, 2345}),
         ("=-5", set(), {5}),
         ("12.0", set(), {12}),
         ("3120+5012", {"addition"}, {3120, 5012}),

@@ -91,6 +91,24 @@ def test_published_scores_hand_computed():
     }
 
 
+@pytest.mark.parametrize(
+    ("mark", "operation"),
+    [("+", 0), ("sum", 0), ("-", 1), ("difference", 1)]
+    + [("*", 2), ("multiply", 2), ("×", 2), ("/", 3), ("divide", 3), ("÷", 3)],
+)
+def test_an_operation_is_marked_by_its_sign_or_word(mark, operation):
+    for text in (f"a{mark}b", f"A{mark.upper()}B"):
+        assert np.flatnonzero(published_marks([text])).tolist() == [operation]
+    nothing = published_marks([])
+    assert (nothing.shape, nothing.dtype) == ((0, 9), bool)
+
+
+def test_each_latent_is_held_to_its_own_maximum():
+    counts = np.array([[8, 2, 0, 0], [15, 0, 0, 0], [6, 0, 0, 0], [0, 0, 0, 0]])
+    got = published_specialized(np.pad(counts, ((0, 0), (0, 5))), np.array([10, 20, 10, 10]))
+    assert got.tolist() == [True, True, False, False]
+
+
 def test_bounds_are_strict():
     def label(operations, values, total):
         names = ("addition", "subtraction", "multiplication", "division")

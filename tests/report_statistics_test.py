@@ -173,12 +173,13 @@ def test_a_data_seed_repeats_a_setting():
     assert [row["fvu"].num_values for row in summarize_rows(table, ["fvu"])] == [2, 2]
 
 
-def test_stability_is_summarized_by_pairs():
+@pytest.mark.parametrize("column", ["feature_stability", "feature_stability_matched"])
+def test_stability_is_summarized_by_pairs(column):
     table = [
-        {"d_sae": 8, "k": 2, "seed": seed, "feature_stability": value}
+        {"d_sae": 8, "k": 2, "seed": seed, column: value}
         for seed, value in enumerate([0.2, 0.3, 0.7])
     ]
-    got = summarize_rows(table, ["feature_stability"])[0]["feature_stability"]
+    got = summarize_rows(table, [column])[0][column]
     assert got == summarize_pairs([0.2, 0.3, 0.7])
 
 

@@ -114,6 +114,38 @@ def test_a_group_takes_four_fifths_of_an_accelerators_memory():
         assert len(plan.groups) == num_groups
 
 
+@pytest.mark.parametrize(("width", "one_by_one"), [(932_067, False), (932_068, True)])
+def test_dense_groups_of_up_to_64_mib_train_side_by_side_on_a_cpu(width, one_by_one):
+    # At D = 1 a member has 3 * width + 1 parameters and two moments of each, 4 bytes all:
+    # 12 * 2 * 2,796,202 is 16 bytes below 2^26.
+    plan = plan_sweep(members(width, width), {SLICE: (4, 1)}, TrainConfig(path="dense"))
+    (group,) = plan.groups
+    assert group.one_by_one == one_by_one
+
+
+@pytest.mark.parametrize(
+    ("d_in", "d_sae", "k", "dtype", "path"),
+    [
+        (64, 1023, 1, "float32", "dense"),
+        (64, 1024, 16, "float32", "sparse"),
+        (64, 1087, 17, "float32", "dense"),
+        (64, 1088, 17, "float32", "sparse"),
+        (64, 1087, 17, "tf32", "dense"),
+        (64, 1088, 17, "tf32", "sparse"),
+        (64, 1359, 17, "bfloat16", "dense"),
+        (64, 1360, 17, "bfloat16", "sparse"),
+        (200, 999, 50, "float32", "dense"),
+        (200, 1000, 50, "float32", "compact"),
+        (200, 1000, 50, "tf32", "compact"),
+        (200, 1000, 50, "bfloat16", "dense"),
+    ],
+)
+def test_the_path_that_was_fastest_on_a_cpu_is_chosen(d_in, d_sae, k, dtype, path):
+    config = TrainConfig(compute_dtype=dtype)
+    (group,) = plan_sweep([SAEConfig(d_sae, k)], {(None, None): (10, d_in)}, config).groups
+    assert group.path == path
+
+
 def test_memory_budget_cuts_a_sweep_into_groups():
     configs = members(*[512] * 10)
     (whole,) = plan_sweep(configs, SIZES, TrainConfig()).groups
