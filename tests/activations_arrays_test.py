@@ -63,6 +63,7 @@ class TestAsFloat32:
         with pytest.raises(ValueError, match=f"x has dtype {found}; expected float16, bfloat16"):
             as_float32(array, "x")
 
+    @pytest.mark.filterwarnings("error")
     def test_a_value_beyond_float32_is_refused(self):
         with pytest.raises(ValueError, match=r"x has the value 1e\+300.*beyond float32"):
             as_float32(np.array([1.0, 1e300]), "x")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
 from sae_jax.activations.selection import Selection, Split
-from sae_jax.activations.store import ActivationStore
+from sae_jax.activations.store import ActivationStore, open_shard
 from sae_jax.activations.writer import StorePlan, StoreWriter, lock, write_store
 from sae_jax.problems import Problem
 
@@ -57,6 +57,7 @@ def test_rows_are_read_in_the_order_asked_for(tmp_path):
     indices = np.array([699, 0, 512, 511, 0])
     np.testing.assert_array_equal(selection.read(indices), arrays[5, 3][indices])
     np.testing.assert_array_equal(selection.read(slice(500, 520)), arrays[5, 3][500:520])
+    assert Selection(store, 5, 3, [7, 2]).rows.dtype == np.int64
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,13 @@ def test_a_row_is_read_from_its_own_shard_alone(tmp_path):
         store.read(0, 0, np.array([8]))
 
 
+def test_a_shard_is_mapped_rather_than_read(tmp_path):
+    np.save(tmp_path / "shard.npy", np.zeros((1, 1, 4, 3), np.float32))
+    shard = open_shard(tmp_path / "shard.npy", [1, 1, 4, 3], "float32")
+    assert isinstance(shard, np.memmap)
+    assert not shard.flags.writeable
+
+
 @pytest.mark.parametrize("array", [np.zeros((4, 3), int), np.zeros((4, 3), complex)])
 def test_a_store_is_not_written_from_what_is_no_float(tmp_path, array):
     with pytest.raises(ValueError, match=r"\(2, 0\) has dtype"):
@@ -206,6 +214,8 @@ def test_the_published_split_has_its_published_sizes(tmp_path):
     arrays = {(14, 3): np.arange(7473, dtype=np.float32)[:, None]}
     split = write_store(tmp_path, arrays, make_problems(7473)).select(14, 3).split()
     assert (len(split.train), len(split.val)) == (5978, 1495)
+    for side in (split.train, split.val):
+        assert side.settings == {"train_fraction": 0.8, "split_seed": 42}
     order = np.random.RandomState(42).permutation(7473)
     np.testing.assert_array_equal(split.val.activations[:, 0], order[:1495])
     np.testing.assert_array_equal(split.train.activations[:, 0], order[1495:])
@@ -322,6 +332,29 @@ class TestFingerprint:
             dtype = "float16"
         other = write_store(tmp_path / "b", arrays, problems, dtype=dtype)
         assert other.fingerprint != store.fingerprint
+
+    def test_rows_of_other_problems_have_another(self, tmp_path):
+        fingerprints = set()
+        for counts in ([1, 2], [2, 1]):
+            plan = StorePlan("tiny", [0], ["all"], 1, make_problems(2), rows_per_problem=counts)
+            root = tmp_path / f"{counts[0]}"
+            root.mkdir()
+            writer = StoreWriter(root, plan)
+            writer.prepare()
+            writer.write_shard(0, np.ones((1, 1, 3, 1), np.float32))
+            fingerprints.add(writer.finish().fingerprint)
+        assert len(fingerprints) == 2
+
+
+def test_rows_of_one_problem_stay_in_order(tmp_path):
+    plan = StorePlan("tiny", [0], ["all"], 1, make_problems(4), rows_per_problem=[40] * 4)
+    writer = StoreWriter(tmp_path, plan)
+    writer.prepare()
+    writer.write_shard(0, np.arange(160, dtype=np.float32).reshape(1, 1, 160, 1))
+    split = writer.finish().select(0, "all").split(0.5)
+    order = np.random.RandomState(42).permutation(4)
+    rows = [row for problem in order for row in range(40 * problem, 40 * problem + 40)]
+    assert [*split.val.rows, *split.train.rows] == rows
 
 
 def test_rows_beyond_so_many_median_norms_of_training_are_left_out(tmp_path):
@@ -461,9 +494,18 @@ class TestFilesThatDoNotMatchTheManifest:
         with pytest.raises(ValueError, match=r"has 5 rows of problems in shards\[0\]; .* 4 rows"):
             ActivationStore.open(root)
 
-    def test_another_schema(self, root):
-        (root / "manifest.json").write_text('{"schema_version": 99}')
-        with pytest.raises(ValueError, match="schema_version 99; this reads 1"):
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ('{"schema_version": 99}', "has schema_version 99; this reads 1$"),
+            ("[]", "has schema_version None; this reads 1$"),
+            ("{", "is not valid JSON: Expecting property name"),
+            ('{"schema_version": 1}', "has no finished; expected true or false$"),
+        ],
+    )
+    def test_what_is_no_manifest(self, root, text, message):
+        (root / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"manifest\.json {message}"):
             ActivationStore.open(root)
 
     def test_no_store(self, tmp_path):

@@ -162,9 +162,7 @@ def test_configs_that_no_member_can_have_are_refused(fields, message):
 
 def test_a_kernel_that_does_not_serve_is_refused():
     x = samples(20)
-    with pytest.raises(
-        ValueError, match="kernel is 'firing_rows'; .* by 'auto', 'dense'"
-    ):
+    with pytest.raises(ValueError, match="kernel is 'firing_rows'; .* by 'auto', 'dense'"):
         quietly([CONFIG], x, x, kernel="firing_rows")
 
 

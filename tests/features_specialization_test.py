@@ -162,6 +162,30 @@ def test_tables_hand_computed():
     assert not calibrated_specialization(fires, properties, q=0.1, min_support=3).specialized.any()
 
 
+def test_adjustment_is_over_every_latent_that_fires_even_once():
+    fires = np.array([[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0], [0] * 6], bool).T
+    properties = np.array([[1, 1, 0, 0, 0, 0]], bool).T
+    got = calibrated_specialization(fires, properties)
+    # 3 / 15 and 2 / 6; Benjamini-Hochberg of two: min(2 / 1 * 1 / 5, 2 / 2 * 1 / 3) = 1 / 3.
+    np.testing.assert_allclose(got.p_value, [[1 / 5], [1 / 3], [1]])
+    np.testing.assert_allclose(got.q_value, [[1 / 3], [1 / 3], [1]])
+    assert got.support.tolist() == [3, 1, 0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_silent_latents_and_absent_properties_are_not_specialized():
+    fires, properties = np.ones((6, 2), bool), np.ones((6, 2), bool)
+    fires[:, 1] = properties[:, 1] = False
+    got = calibrated_specialization(fires, properties)
+    np.testing.assert_array_equal(got.lift, [[1, np.nan], [np.nan, np.nan]])
+    np.testing.assert_array_equal(got.p_value, np.ones((2, 2)))
+    assert not got.specialized.any()
+    dead = calibrated_specialization(np.zeros((6, 2), bool), properties)
+    assert (dead.q_value == 1).all()
+    assert not dead.specialized.any()
+    assert calibrated_specialization(fires, np.ones((6, 0), bool)).q_value.shape == (2, 0)
+
+
 def lone_table(num_samples, num_with_property, support, hits):
     """One latent that fires on `support` samples and one property, which share `hits`."""
     fires = np.arange(num_samples)[:, None] < support
@@ -182,6 +206,9 @@ def lone_table(num_samples, num_with_property, support, hits):
         # By chance 1 in 21, 4.8 %, and 1 in 19, 5.3 %.
         ((21, 1, 1, 1), {"min_support": 1}, True),
         ((19, 1, 1, 1), {"min_support": 1}, False),
+        # By chance 1 in 4, which may be at q and not above it.
+        ((4, 1, 1, 1), {"min_support": 1, "q": 0.25}, True),
+        ((4, 1, 1, 1), {"min_support": 1, "q": 0.24}, False),
     ],
 )
 def test_by_default_5_samples_a_lift_of_one_and_a_half_and_5_percent_are_enough(
@@ -320,6 +347,7 @@ def test_null_rates_equal_the_rule_on_shuffled_problems():
         (np.ones((4, 2), bool), np.ones(4, bool), 0.05, r"properties must be.*\(4,\)"),
         (np.ones((4, 2), bool), np.ones((5, 3), bool), 0.05, "4 samples and properties has 5"),
         (np.ones((4, 2), bool), np.ones((4, 3), bool), 1.0, r"\(0, 1\), found 1.0"),
+        (np.ones((4, 2), bool), np.ones((4, 3), bool), 0.0, r"\(0, 1\), found 0.0"),
     ],
 )
 def test_bad_input_is_named(fires, properties, q, message):

@@ -79,6 +79,7 @@ def test_compensated_sum_keeps_what_float32_drops():
     total, _ = jax.lax.scan(add_ones, start, length=1001)
     assert total.total == 2.0**25  # what a plain sum gives
     assert total.total.astype(float) + total.error.astype(float) == 2.0**25 + 1001
+    assert total.value == 2.0**25 + 1000  # float32 there has the multiples of 4
 
 
 def test_merge_of_two_shares_equals_one_pass():
@@ -250,12 +251,46 @@ def test_zero_reconstruction_has_cosine_zero():
     assert metrics.score(x, z, np.zeros_like(x_hat))["cosine_similarity"] == 0
 
 
-def test_shapes_are_checked():
-    x, z, x_hat = samples(n=8)
+@pytest.mark.parametrize(
+    ("x", "z", "x_hat", "mask", "outliers"),
+    [
+        ((8, 3), (8, 5), (8, 2), (8,), (8,)),
+        ((8, 3), (8, 5), (1, 3), (8,), (8,)),
+        ((8, 3), (1, 5), (8, 3), (8,), (8,)),
+        ((8, 3), (8, 1), (8, 3), (8,), (8,)),
+        ((8, 1), (8, 5), (8, 1), (8,), (8,)),
+        ((8, 3), (8, 5), (8, 3), (1,), (8,)),
+        ((8, 3), (8, 5), (8, 3), (8,), (1,)),
+        ((8, 3), (8, 5), (8, 3), (8, 1), (8,)),
+        ((2, 8, 3), (8, 5), (2, 8, 3), (8,), (8,)),
+        ((8, 3), (8, 5, 1), (8, 3), (8,), (8,)),
+    ],
+)
+def test_shapes_are_checked_before_they_could_broadcast(x, z, x_hat, mask, outliers):
+    zeros = [jnp.zeros(shape) for shape in (x, z, x_hat)]
+    masks = [jnp.zeros(shape, bool) for shape in (mask, outliers)]
     with pytest.raises(AssertionError):
-        metrics.score(x, z, x_hat[:, :-1])
+        metrics.update(metrics.zeros(3, 5), *zeros, *masks)
+
+
+def test_shapes_of_latent_masks_and_decoders_are_checked():
     with pytest.raises(AssertionError):
-        metrics.update(metrics.zeros(24, 41), x, z, x_hat)
+        metrics.finalize(metrics.zeros(3, 5), jnp.ones(1, bool))
+    for w_dec, alive in (((2, 5, 3), 5), ((5, 3), 1)):
+        with pytest.raises(AssertionError):
+            metrics.decoder_coherence(jnp.ones(w_dec), jnp.ones(alive, bool))
+
+
+def test_outliers_of_one_batch_by_hand():
+    x = jnp.array([[1.0, 2.0], [3.0, 6.0], [100.0, 200.0]])
+    x_hat = jnp.array([[1.0, 1.0], [3.0, 7.0], [100.0, 190.0]])
+    outliers = jnp.array([False, False, True])
+    got = metrics.score(x, jnp.ones((3, 1)), x_hat, outliers=outliers)
+    # 1 + 1 of the inliers' 1 + 4 + 1 + 4 around (2, 4).
+    np.testing.assert_allclose(got["fvu_without_outliers"], 2 / 10, rtol=1e-6)
+    # Around (104 / 3, 208 / 3), where both dimensions have the same shares.
+    share = 196**2 / (101**2 + 95**2 + 196**2)
+    np.testing.assert_allclose(got["outlier_variance_share"], share, rtol=1e-6)
 
 
 def test_decoder_coherence_hand_computed():
@@ -264,6 +299,13 @@ def test_decoder_coherence_hand_computed():
     got = metrics.decoder_coherence(w_dec, alive)
     np.testing.assert_allclose(got["decoder_coherence_max"], np.sqrt(0.5), rtol=1e-6)
     np.testing.assert_allclose(got["decoder_coherence_mean"], 2 * np.sqrt(0.5) / 3, rtol=1e-6)
+
+
+def test_decoder_coherence_does_not_depend_on_norms_and_a_zero_row_overlaps_none():
+    w_dec = jnp.array([[3e-4, 4e-4], [0.0, 0.01], [0.0, 0.0]])
+    got = metrics.decoder_coherence(w_dec, jnp.ones(3, bool))
+    np.testing.assert_allclose(got["decoder_coherence_max"], 0.8, rtol=1e-6)
+    np.testing.assert_allclose(got["decoder_coherence_mean"], 0.8 / 3, rtol=1e-6)
 
 
 def test_decoder_coherence_matches_numpy_across_blocks():

@@ -75,6 +75,12 @@ def test_widths(num_latents):
         np.testing.assert_array_equal(jitted_mask(values, k), oracle(values, k))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_floats_of_16_bits(dtype):
+    values = jnp.asarray(np.random.default_rng(0).random((4, 9)), dtype)
+    np.testing.assert_array_equal(jitted_mask(values, 3), oracle(values, 3))
+
+
 def test_each_row_of_a_higher_rank():
     values = np.random.default_rng(0).integers(0, 4, size=(2, 3, 5, 7)).astype(np.float32)
     np.testing.assert_array_equal(jitted_mask(values, 3), oracle(values, 3))

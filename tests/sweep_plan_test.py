@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_jax import SAEConfig, TrainConfig, grid
+from sae_jax.sweep import placement
 from sae_jax.sweep.loop import plan_for
 from sae_jax.sweep.placement import Placement
-from sae_jax.sweep.plan import plan_sweep
+from sae_jax.sweep.plan import Group, Plan, plan_sweep
 
 SLICE = (14, 3)
 SIZES = {SLICE: (5978, 2048)}
@@ -114,36 +115,36 @@ def test_a_group_takes_four_fifths_of_an_accelerators_memory():
         assert len(plan.groups) == num_groups
 
 
-@pytest.mark.parametrize(("width", "one_by_one"), [(932_067, False), (932_068, True)])
-def test_dense_groups_of_up_to_64_mib_train_side_by_side_on_a_cpu(width, one_by_one):
+@pytest.mark.parametrize(("width", "sequential"), [(932_067, False), (932_068, True)])
+def test_dense_groups_of_up_to_64_mib_train_side_by_side_on_a_cpu(width, sequential):
     # At D = 1 a member has 3 * width + 1 parameters and two moments of each, 4 bytes all:
     # 12 * 2 * 2,796,202 is 16 bytes below 2^26.
-    plan = plan_sweep(members(width, width), {SLICE: (4, 1)}, TrainConfig(path="dense"))
+    plan = plan_sweep(members(width, width), {SLICE: (4, 1)}, TrainConfig(kernel="dense"))
     (group,) = plan.groups
-    assert group.one_by_one == one_by_one
+    assert group.sequential == sequential
 
 
 @pytest.mark.parametrize(
-    ("d_in", "d_sae", "k", "dtype", "path"),
+    ("d_in", "d_sae", "k", "dtype", "kernel"),
     [
         (64, 1023, 1, "float32", "dense"),
-        (64, 1024, 16, "float32", "sparse"),
+        (64, 1024, 16, "float32", "selected_rows"),
         (64, 1087, 17, "float32", "dense"),
-        (64, 1088, 17, "float32", "sparse"),
+        (64, 1088, 17, "float32", "selected_rows"),
         (64, 1087, 17, "tf32", "dense"),
-        (64, 1088, 17, "tf32", "sparse"),
+        (64, 1088, 17, "tf32", "selected_rows"),
         (64, 1359, 17, "bfloat16", "dense"),
-        (64, 1360, 17, "bfloat16", "sparse"),
+        (64, 1360, 17, "bfloat16", "selected_rows"),
         (200, 999, 50, "float32", "dense"),
-        (200, 1000, 50, "float32", "compact"),
-        (200, 1000, 50, "tf32", "compact"),
+        (200, 1000, 50, "float32", "firing_rows"),
+        (200, 1000, 50, "tf32", "firing_rows"),
         (200, 1000, 50, "bfloat16", "dense"),
     ],
 )
-def test_the_path_that_was_fastest_on_a_cpu_is_chosen(d_in, d_sae, k, dtype, path):
+def test_the_kernel_that_was_fastest_on_a_cpu_is_chosen(d_in, d_sae, k, dtype, kernel):
     config = TrainConfig(compute_dtype=dtype)
     (group,) = plan_sweep([SAEConfig(d_sae, k)], {(None, None): (10, d_in)}, config).groups
-    assert group.path == path
+    assert group.kernel == kernel
 
 
 def test_memory_budget_cuts_a_sweep_into_groups():
@@ -173,10 +174,37 @@ def test_scoring_is_part_of_the_memory_and_takes_as_many_at_once_as_fit():
         config = TrainConfig(memory_budget=int(budget))
         (group,) = plan_sweep(members(64, 64, 64), sizes, config).groups
         assert group.scored_at_once == n
+        assert isinstance(group.scored_at_once, int)
         assert group.num_bytes == 4 * max(training, scoring[n - 1]) <= budget
     # One after the other where they train so.
     (group,) = plan_sweep(members(*[512] * 10), SIZES, TrainConfig()).groups
     assert (group.sequential, group.scored_at_once) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    ("num_members", "num_samples", "d_in", "batch_size", "num_floats"),
+    [
+        # To train: 3 copies of all parameters and 5 of one member's, its activations, the data.
+        (3, 5978, 2048, 256, (9 + 5) * 2_099_712 + 256 * (4 * 512 + 3 * 2048) + 2 * 5978 * 2048),
+        # To read a checkpoint: 4 copies of all.
+        (10, 256, 2048, 256, 40 * 2_099_712),
+        # To score: 2 copies of all and 1.5 of one, its activations, the data.
+        (2, 10, 16, 1, (4 + 1.5) * 16_912 + 512 * (6 * 512 + 4 * 16) + 10 * 16),
+    ],
+    ids=["training", "reading", "scoring"],
+)
+def test_memory_of_members_that_take_turns(num_members, num_samples, d_in, batch_size, num_floats):
+    config = TrainConfig(kernel="firing_rows", batch_size=batch_size)
+    sizes = {SLICE: (num_samples, d_in)}
+    (group,) = plan_sweep(members(*[512] * num_members), sizes, config).groups
+    assert group.num_bytes == 4 * num_floats
+
+
+def test_flops_of_the_kernel_on_selected_rows_follow_the_largest_k():
+    configs = [SAEConfig(512, 3), SAEConfig(512, 5)]
+    config = TrainConfig(kernel="selected_rows")
+    (group,) = plan_sweep(configs, {(None, None): (100, 64)}, config).groups
+    assert group.flops_per_step == 2 * 256 * 64 * 2 * (512 + 4 * 5)
 
 
 def test_a_member_that_does_not_fit_is_named_with_its_need():
@@ -184,6 +212,20 @@ def test_a_member_that_does_not_fit_is_named_with_its_need():
         ValueError, match=r"a member of d_sae 512 needs about [\d,]+ bytes; memory_budget is 1,048"
     ):
         plan_sweep(members(512), SIZES, TrainConfig(memory_budget=MIB))
+
+
+def test_a_member_that_just_fits_is_planned():
+    (group,) = plan_sweep(members(512), SIZES, TrainConfig()).groups
+    just, less = (TrainConfig(memory_budget=group.num_bytes - lack) for lack in (0, 1))
+    assert plan_sweep(members(512), SIZES, just).groups == (group,)
+    with pytest.raises(ValueError, match="a member of d_sae 512 needs"):
+        plan_sweep(members(512), SIZES, less)
+
+
+def test_half_of_the_machines_memory_is_a_whole_number(monkeypatch):
+    monkeypatch.setattr(placement, "memory_limit", lambda: 2 * MIB + 1)
+    with pytest.raises(ValueError, match="; memory_budget is 1,048,576$"):
+        plan_sweep(members(512), SIZES, TrainConfig())
 
 
 @settings(max_examples=100, deadline=None)
@@ -214,6 +256,18 @@ def test_the_published_grid_wastes_little_by_default():
     plan = plan_sweep(members(*sizes * 2), SIZES, TrainConfig())
     assert all(group.padding <= 0.5 for group in plan.groups)
     assert sorted(i for group in plan.groups for i in group.members) == list(range(16))
+
+
+def test_a_group_prints_under_the_names_of_its_columns():
+    group = Group(
+        (0, 1), (14, 3), 512, 0.125, 3 * MIB, 2_500_000_000, "firing_rows", sequential=True
+    )
+    assert str(Plan((group,))).splitlines() == [
+        "group  members  order         width  kernel         layer  position  padding"
+        "  memory [MiB]  GFLOP/step",
+        "    0        2  in turns        512  firing_rows       14         3    12.5%"
+        "           3.0        2.50",
+    ]
 
 
 def test_plan_prints_as_a_table_before_training():

@@ -81,7 +81,7 @@ class Plan:
             order = "in turns" if group.sequential else "side by side"
             rows.append(
                 f"{i:5d}  {len(group.members):7d}  {order:12}  {group.width:5d}"
-                f"  {group.kernel:13}  {layer!s:>5}  {position!s:>8}  {group.padding:6.1%}"
+                f"  {group.kernel:13}  {layer!s:>5}  {position!s:>8}  {group.padding:7.1%}"
                 f"  {group.num_bytes / 2**20:12.1f}  {group.flops_per_step / 1e9:10.2f}"
             )
         return "\n".join(rows)
