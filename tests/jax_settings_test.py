@@ -15,7 +15,7 @@ from sae_jax.metrics import quality as metrics
 from sae_jax.metrics.evaluate import evaluate_group
 from sae_jax.sweep.batches import epoch_order
 from sae_jax.sweep.loop import hyperparameters
-from sae_jax.sweep.step import init_group
+from sae_jax.sweep.step import Program, init_group
 
 # Of versions up to 2026-11-25.
 RECORDED_ORDER = [0, 8, 2, 4, 1, 7, 9, 5, 3, 6]
@@ -56,13 +56,14 @@ def assert_equal_trees(found, expected, **tolerance):
 
 def test_random_numbers_are_the_same_to_the_bit():
     def drawn():
-        hyper = hyperparameters(sae_jax.grid(d_sae=7, k=2, seed=(0, 2**32 - 1)))
+        configs = sae_jax.grid(d_sae=7, k=2, seed=(0, 2**32 - 1))
+        hyper = hyperparameters(configs, num_samples=10, d_in=4)
         return jax.device_get(
             [
                 epoch_order(0, 3, 100),
                 epoch_order(jnp.uint32(2**32 - 1), jnp.int32(3), 100),
                 init_params(jax.random.key(5), 4, 7, 9),
-                init_group(hyper, d_in=4, width=7).params,
+                init_group(hyper, program=Program(configs[0].template), d_in=4, width=7).params,
             ]
         )
 
@@ -145,10 +146,13 @@ def test_whole_sweeps(kernel, dtype):
 
 def test_evaluation():
     params = {name: array[None] for name, array in random_params(0).items()}
+    params["w_enc_t"] = params.pop("w_enc").swapaxes(1, 2)
+    config = sae_jax.SAEConfig(24, 3)
     x = np.random.default_rng(0).normal(size=(70, 8)).astype(np.float32)
 
     def scores():
-        return evaluate_group(params, jnp.array([3]), jnp.array([24]), x, batch_size=16)
+        hyper = hyperparameters([config], *x.shape)
+        return evaluate_group(config.template, params, {}, hyper, x, batch_size=16)
 
     expected = scores()
     with settings():

@@ -393,7 +393,7 @@ CHILD = textwrap.dedent(
     import sys
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    import checkpoints_test as here
+    import sweep_checkpoints_test as here
     print("ready", flush=True)
     try:
         result = here.train(Path(sys.argv[1]), train_config=here.LONG, checkpoint_every=7)

@@ -226,9 +226,10 @@ def _encoders_swapped(state: Any) -> Any:
     def swapped(path: Any, leaf: Any) -> Any:
         if not (path and getattr(path[-1], "key", None) == "w_enc_t"):
             return leaf
-        if isinstance(leaf, np.ndarray):
-            return np.ascontiguousarray(np.swapaxes(leaf, -1, -2))
-        return jax.ShapeDtypeStruct((*leaf.shape[:-2], leaf.shape[-1], leaf.shape[-2]), leaf.dtype)
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            *first, rows, columns = leaf.shape
+            return jax.ShapeDtypeStruct((*first, columns, rows), leaf.dtype)
+        return jnp.swapaxes(leaf, -1, -2)
 
     return jax.tree_util.tree_map_with_path(swapped, state)
 

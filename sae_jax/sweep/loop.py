@@ -159,7 +159,7 @@ def train_sweep(
             scores = _scores(group, program, params, kept, hyper, x_val)
             trained = _members(group_configs, params, kept, scores, losses, x_val)
             for member, result in zip(group.members, trained, strict=True):
-                _warn_of_outliers(result, warned)
+                _warn_of_outliers(result, len(x_val), warned)
                 if writer:
                     writer.write(member, result)
                 else:
@@ -171,10 +171,11 @@ def train_sweep(
     return SweepResult([members[i] for i in range(len(configs))], train_config, data)
 
 
-def _warn_of_outliers(member: Member, warned: set[DataSlice]) -> None:
+def _warn_of_outliers(member: Member, num_samples: int, warned: set[DataSlice]) -> None:
     """Warns, once a data slice, where a few rows of extreme norm decide the scores."""
     share, data_slice = member.metrics["outlier_variance_share"], member.config.data_slice
-    if share > MAX_OUTLIER_SHARE and data_slice not in warned:
+    # Of fewer samples a single one is more than 1 %.
+    if num_samples >= 100 and share > MAX_OUTLIER_SHARE and data_slice not in warned:
         warned.add(data_slice)
         warnings.warn(
             f"1 % of the rows of val{of_slice(data_slice)} hold {share:.0%} of its variance:"
