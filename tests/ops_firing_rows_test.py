@@ -98,7 +98,7 @@ def test_latents_of_a_relu_have_the_dense_gradients():
     """Where fewer than k pre-activations are positive, those kept beyond them are zero."""
     params, x = arrays(128)
     few = params | {"b_enc": params["b_enc"] - 1.5}
-    z = TOP_K(x @ few["w_enc"] + few["b_enc"], jnp.int32(40))
+    z = TOP_K(x @ few["w_enc"] + few["b_enc"][None, :], jnp.int32(40))
     assert z.any()
     assert (z != 0).sum(axis=1).min() < 40
     loss_of = loss_with(firing_rows.reconstruct, TOP_K)

@@ -39,4 +39,4 @@ class JumpReLUSAE(SAE):
 
     def activate(self, pre: jax.Array) -> jax.Array:
         """Pre-activations above their threshold and above zero, zero elsewhere."""
-        return jax.nn.relu(pre) * (pre > as_row(self.threshold[...], pre))
+        return jnp.where(pre > as_row(self.threshold[...], pre), jax.nn.relu(pre), 0.0)

@@ -254,13 +254,13 @@ def _firing_value(sums: FiringSums, latents: jax.Array) -> dict[str, jax.Array]:
     num_fired = jnp.where(latents, sums.num_fired.value, 0.0)
     magnitude = jnp.where(latents, sums.magnitude.value, 0.0) / sums.num_samples.value
     firing_rate = num_fired / sums.num_samples.value
-    num_alive = jnp.sum(num_fired > 0, dtype=jnp.int32)
+    alive = num_fired > 0
     almost_dead = (num_fired > 0) & (firing_rate < ALMOST_DEAD_RATE)
     l0 = jnp.sum(firing_rate)
     return {
         "l0": l0,
-        "dead_fraction": (num_latents - num_alive) / num_latents,
-        "num_alive": num_alive,
+        "dead_fraction": (num_latents - count_true(alive)) / num_latents,
+        "num_alive": jnp.sum(alive, dtype=jnp.int32),
         "almost_dead_fraction": count_true(almost_dead) / num_latents,
         "mean_activation": jnp.sum(magnitude) / l0,
         "max_activation": jnp.max(jnp.where(latents, sums.max_activation, 0.0)),

@@ -115,7 +115,8 @@ def train_step(
 
     (loss, kept), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     optimizer = program.optimizer(hyper.learning_rate)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    with jax.numpy_dtype_promotion("standard"):  # Optax promotes its integer counts of steps.
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     return MemberState(optax.apply_updates(state.params, updates), kept, opt_state), loss
 
 
