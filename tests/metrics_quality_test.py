@@ -47,6 +47,13 @@ def test_hand_computed():
     assert got["max_activation"] == 4
     np.testing.assert_array_equal(got["firing_rate"], [0.5, 0.5, 0])
     np.testing.assert_array_equal(got["mean_magnitude"], [2, 1, 0])
+    of_two = metrics.score(x, z, x_hat, jnp.array([True, True, False]))
+    assert of_two["dead_fraction"] == 0
+    assert of_two["mean_activation"] == 3
+    eighth = metrics.score(x, z / 8, x_hat, jnp.array([True, True, False]))
+    assert eighth["max_activation"] == 0.5
+    without_first = metrics.score(x, z, x_hat, jnp.array([False, True, True]))
+    assert without_first["max_activation"] == 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256, 700])
@@ -69,6 +76,27 @@ def test_offset_much_larger_than_spread_does_not_cancel():
     x, x_hat = x - x.mean(axis=0) + offset, x_hat - x.mean(axis=0) + offset
     got = metrics.finalize(stream(x, z, x_hat, 7))
     np.testing.assert_allclose(got["fvu"], oracle(x, z, x_hat)["fvu"], rtol=1e-5)
+
+
+def test_means_closer_than_float32_tells_apart_are_told_apart():
+    """float32 has steps of 1/32 at 2^18; the dimensions' and outliers' means are as close."""
+    rng = np.random.default_rng(0)
+    outliers = rng.random(700) < 0.1
+    x = 2.0**18 + 0.1 * rng.normal(size=24) + 0.05 * rng.normal(size=(700, 24))
+    x = (x + 0.1 * outliers[:, None]).astype(np.float32)
+    x_hat = (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32)
+    z = np.ones((700, 1), np.float32)
+    got = metrics.finalize(stream(x, z, x_hat, 7, outliers))
+    expected = oracle(x, z, x_hat, outliers)
+    for name in ("explained_variance", "fvu", "fvu_without_outliers", "outlier_variance_share"):
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, err_msg=name)
+
+
+def test_metrics_of_bfloat16_are_those_of_its_values():
+    data = [jnp.asarray(array, jnp.bfloat16) for array in samples(n=40)]
+    got = metrics.score(*data)
+    for name, value in metrics.score(*(array.astype(jnp.float32) for array in data)).items():
+        np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
 def test_compensated_sum_keeps_what_float32_drops():
@@ -240,15 +268,17 @@ def test_diverged_member_is_nan_and_not_dead():
 
 
 def test_almost_dead_is_below_half_a_percent_and_not_at_it():
-    z = np.arange(1000)[:, None] < [0, 4, 5, 1000]
-    x = np.ones((1000, 2), np.float32)
+    z = np.arange(1600)[:, None] < [0, 7, 8, 1600]
+    x = np.ones((1600, 2), np.float32)
     got = metrics.score(x, z.astype(np.float32), x)
     assert got["almost_dead_fraction"] == 0.25
 
 
-def test_zero_reconstruction_has_cosine_zero():
+def test_a_zero_reconstruction_has_cosine_zero_and_a_perfect_one_1():
     x, z, x_hat = samples(n=8)
     assert metrics.score(x, z, np.zeros_like(x_hat))["cosine_similarity"] == 0
+    unit = np.eye(2, dtype=np.float32)
+    assert metrics.score(unit, unit, unit)["cosine_similarity"] == 1
 
 
 @pytest.mark.parametrize(
@@ -318,6 +348,14 @@ def test_decoder_coherence_matches_numpy_across_blocks():
     got = metrics.decoder_coherence(w_dec, alive)
     np.testing.assert_allclose(got["decoder_coherence_max"], cosines.max(), rtol=1e-5)
     np.testing.assert_allclose(got["decoder_coherence_mean"], cosines.mean(), rtol=1e-5)
+
+
+def test_decoder_coherence_of_bfloat16_is_that_of_its_values():
+    w_dec = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16)), jnp.bfloat16)
+    a, b = np.asarray(w_dec, np.float64)
+    expected = abs(a @ b) / np.linalg.norm(a) / np.linalg.norm(b)
+    got = metrics.decoder_coherence(w_dec, jnp.ones(2, bool))
+    np.testing.assert_allclose(got["decoder_coherence_max"], expected, rtol=1e-5)
 
 
 def test_decoder_coherence_needs_two_alive_latents():
