@@ -188,14 +188,14 @@ def test_any_optax_optimizer_with_a_traced_rate():
         momentum = dict.fromkeys(params, 0.0)
 
         def loss_of(params, batch, k=k):
-            pre = batch @ params["w_enc"] + params["b_enc"]
+            pre = batch @ params["w_enc"] + params["b_enc"][None, :]
             kept = jnp.argsort(-jnp.abs(pre), axis=1)[:, :k]
             z = (
                 jnp.zeros_like(pre)
                 .at[jnp.arange(len(batch))[:, None], kept]
                 .set(jnp.take_along_axis(pre, kept, 1))
             )
-            return jnp.mean((z @ params["w_dec"] + params["b_dec"] - batch) ** 2)
+            return jnp.mean((z @ params["w_dec"] + params["b_dec"][None, :] - batch) ** 2)
 
         for step, rows in enumerate(batches(48, BATCH_SIZE, epochs=2)):
             loss, grads = jax.value_and_grad(loss_of)(params, x[rows])
