@@ -24,7 +24,7 @@ test-wheel:
 test-slow: .venv/demo .venv/test
 	$(BIN)/python -m pytest -m slow
 
-# Hours on few cores. Programs that a mutant leaves as they are come from the cache.
+# About an hour on two cores. Programs that a mutant leaves as they are come from the cache.
 mutants: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/mutants/.jax
 mutants: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 mutants: .venv/mutants

@@ -1,4 +1,5 @@
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,30 @@ def test_a_shard_is_mapped_rather_than_read(tmp_path):
     shard = open_shard(tmp_path / "shard.npy", [1, 1, 4, 3], "float32")
     assert isinstance(shard, np.memmap)
     assert not shard.flags.writeable
+
+
+class TouchesAFile:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_a_shard_is_never_unpickled(tmp_path):
+    (tmp_path / "shard.npy").write_bytes(pickle.dumps(TouchesAFile(tmp_path / "touched")))
+    with pytest.raises(ValueError, match="pickled"):
+        open_shard(tmp_path / "shard.npy", [1], "float32")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_problems_are_kept_as_readable_text(tmp_path):
+    problems = [Problem("p0", "Wie groß ist 6×7?", "42", ("6×7=42",))]
+    store = write_store(tmp_path, {(0, 0): np.zeros((1, 1), np.float32)}, problems)
+    assert store.problems == problems
+    assert "Wie groß ist 6×7?" in (tmp_path / "problems.jsonl").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 3), int), np.zeros((4, 3), complex)])
