@@ -129,6 +129,10 @@ def test_a_diverging_member_is_marked_with_its_step_and_disturbs_no_other(split)
         assert rows[i] == alone.table()[i]
 
 
+ONE_SAMPLE = pytest.mark.filterwarnings("ignore:all rows of val are equal")
+
+
+@ONE_SAMPLE
 def test_divergence_in_the_last_step_is_marked(split):
     train, val = split
     wild = SAEConfig(40, 8, learning_rate=1e30)
@@ -177,6 +181,7 @@ def test_selections_of_a_store(split, tmp_path):
         np.testing.assert_allclose(other.members[0].losses, plain.members[0].losses, rtol=1e-5)
 
 
+@ONE_SAMPLE
 def test_training_data_smaller_than_a_batch(split):
     train, val = split
     result = quietly([SAEConfig(40, 8)], train[:10], val[:1], epochs=3, batch_size=60)

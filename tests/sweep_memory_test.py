@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from sae_jax import SAEConfig, TrainConfig
-from sae_jax.sweep import plan
+from sae_jax.sweep import placement, plan
 from sae_jax.sweep.memory import memory_limit
 
 GIB = 2**30
@@ -79,7 +79,7 @@ def test_the_plan_keeps_to_half_of_it(monkeypatch):
     configs = [SAEConfig(512, 4, seed) for seed in range(8)]
     sizes = {(None, None): (1000, 256)}
     (whole,) = plan.plan_sweep(configs, sizes, TrainConfig()).groups
-    monkeypatch.setattr(plan, "memory_limit", lambda: whole.num_bytes)
+    monkeypatch.setattr(placement, "memory_limit", lambda: whole.num_bytes)
     groups = plan.plan_sweep(configs, sizes, TrainConfig()).groups
     assert len(groups) > 1
     assert all(group.num_bytes <= whole.num_bytes // 2 for group in groups)

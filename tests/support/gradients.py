@@ -1,5 +1,7 @@
 """What kernels that skip latents are held to: the dense kernel's gradients and sweeps."""
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,13 +49,23 @@ def loss_with(kernel, activation=ABS_TOP_K, **static):
 dense_loss = loss_with(dense.reconstruct)
 
 
+@cache
+def _value_and_grad(loss_of):
+    """Compiled once for all examples of a property."""
+    return jax.jit(jax.value_and_grad(loss_of))
+
+
+@cache
+def _dense_value_and_grad(activation, dtype):
+    return _value_and_grad(partial(loss_with(dense.reconstruct, activation), dtype=dtype))
+
+
 def assert_dense_gradients(
     loss_of, params, x, k, dtype="float32", tolerance=1e-5, activation=ABS_TOP_K
 ):
     """Compares `loss_of(params, x, k)` and its gradients with the dense kernel's."""
-    expected = jax.value_and_grad(loss_with(dense.reconstruct, activation))
-    loss, grads = jax.jit(expected, static_argnums=3)(params, x, k, dtype)
-    found, found_grads = jax.jit(jax.value_and_grad(loss_of))(params, x, k)
+    loss, grads = _dense_value_and_grad(activation, dtype)(params, x, k)
+    found, found_grads = _value_and_grad(loss_of)(params, x, k)
     np.testing.assert_allclose(found, loss, rtol=tolerance)
     for name in PARAM_NAMES:
         scale = float(jnp.abs(grads[name]).max())
