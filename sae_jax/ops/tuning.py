@@ -1,8 +1,8 @@
 """Constants that were tuned to processors; results do not depend on them.
 
-`python experiments/benchmark.py --sections=d_sae,k` times the kernels by size on the machine that it
-runs on. The crossings here are from CPUs, where alone a kernel other than the dense one is chosen
-unasked; `experiments/results/kernels.md` has the measurements.
+`python experiments/benchmark.py --sections=d_sae,k` times the kernels by size on the machine that
+it runs on. The crossings here are from CPUs, where alone a kernel other than the dense one is
+chosen unasked; `experiments/results/kernels.md` has the measurements.
 """
 
 # From how many latents on, and how many for each one kept, the kernel on selected rows is faster.
