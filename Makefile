@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-formats mutants lint bench clean
+.PHONY: demo test test-slow test-formats test-wheel mutants lint bench clean
 
 demo: .venv/demo
 	$(BIN)/python experiments/dictionary_scaling.py --num_problems=500 --seeds=3 \
@@ -12,6 +12,14 @@ demo: .venv/demo
 
 test: .venv/demo .venv/test
 	$(BIN)/python -m pytest --ignore=tests/formats_parity_test.py
+
+# Builds the wheel, installs it where the checkout is not, and trains two members with it.
+test-wheel:
+	rm -rf .venv-wheel build/wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	.venv-wheel/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
+	cd build/wheel && ../../.venv-wheel/bin/python ../../tests/support/wheel_check.py
 
 test-slow: .venv/demo .venv/test
 	$(BIN)/python -m pytest -m slow

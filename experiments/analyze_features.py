@@ -26,11 +26,11 @@ import numpy as np
 from absl import flags
 
 import sae_jax
+from sae_jax.activations.store import LAST
 from sae_jax.features.interventions import swap_pairs
 from sae_jax.features.probing import sparse_probing
 from sae_jax.features.properties import OPERATIONS, property_matrix
-from sae_jax.features.report import feature_records, feature_summary
-from sae_jax.store import LAST
+from sae_jax.features.records import feature_records, feature_summary
 from sae_jax.sweep.provenance import samples_of
 
 _SWEEP = flags.DEFINE_string("sweep", None, "Folder of a saved sweep.", required=True)

@@ -10,7 +10,7 @@ machine's matrix products and memory in the same minutes. Contenders from other 
 take part where installed.
 
     headline   4 members, d_sae 512, k 50, D 2048, all contenders
-    large      one member, d_sae 16384, k 64, D 576; the sparse path takes a fifth of the loop
+    large      one member, d_sae 16384, k 64, D 576; selected rows take a fifth of the loop
     members, d_sae, k, d_in, num_samples   growth along one axis
     grid       the 14 members of the published experiment's open questions through
                `train_sweep`, compilation and scores included, and the same as a loop
@@ -37,11 +37,11 @@ from absl import app, flags
 from contenders import CONTENDERS, ENGINES, LOOPS, TORCH_LOOP, Contender, Workload
 
 import sae_jax
-from sae_jax.report import published
+from sae_jax.report import reference
 
 HEADLINE = Workload()
 LARGE = Workload(members=1, d_sae=16384, k=64, d_in=576, num_samples=2048)
-PUBLISHED_GRID = published.grid(num_seeds=1)
+PUBLISHED_GRID = reference.grid(num_seeds=1)
 SHORT = dataclasses.replace(HEADLINE, num_samples=1024)
 GROWTH = {
     "members": [dataclasses.replace(SHORT, members=m) for m in (1, 2, 4, 8, 16, 32)],
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
 
 def growth_contenders() -> dict[str, Contender]:
     """This engine on its paths and the loop: how others grow is not the question."""
-    names = ("sae_jax float32", "sae_jax bfloat16", "sae_jax float32, sparse", TORCH_LOOP)
+    names = ("sae_jax float32", "sae_jax bfloat16", "sae_jax float32, selected_rows", TORCH_LOOP)
     return {name: CONTENDERS[name] for name in names}
 
 
@@ -200,7 +200,7 @@ def grid_rows() -> list[Row]:
     options: list[dict[str, Any]] = [
         {"compute_dtype": "float32"},
         {"compute_dtype": "bfloat16"},
-        {"compute_dtype": "float32", "path": "dense"},
+        {"compute_dtype": "float32", "kernel": "dense"},
         *({"compute_dtype": "float32", "max_padding": share} for share in (0.0, 0.1, 0.2)),
     ]
     for option in options:

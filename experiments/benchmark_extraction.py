@@ -32,7 +32,7 @@ from sae_jax.extraction.extract import BATCH_SIZE, batches, extract
 from sae_jax.extraction.language_model import LanguageModel, cast_parameters
 from sae_jax.extraction.models import PACKAGED, load_model
 from sae_jax.extraction.problems import GENERATED, load_problems
-from sae_jax.store import Problem
+from sae_jax.problems import Problem
 
 _MEASURE = flags.DEFINE_enum(
     "measure", "speed", ["speed", "precision", "memory"], "What to measure."

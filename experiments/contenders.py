@@ -10,19 +10,16 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 import torch_reference
 
 import sae_jax
-from sae_jax.sae import init_params
-from sae_jax.sweep.step import (
-    Hyperparameters,
-    init_group,
-    train_epoch,
-    with_encoders_transposed,
-)
+from sae_jax.architectures.base import init_params
+from sae_jax.sweep.batches import InMemory
+from sae_jax.sweep.loop import hyperparameters
+from sae_jax.sweep.placement import Placement
+from sae_jax.sweep.step import Program, init_group, train_epoch
 
 LEARNING_RATE = 1e-3
 
@@ -72,8 +69,8 @@ class Runner:
 Contender = Callable[[Workload, np.ndarray], Runner]
 
 
-def engine(dtype: str, *, path: str = "auto") -> Contender:
-    """The train step of `sae_jax` for all members, as planned or on a path that is forced."""
+def engine(dtype: str, *, kernel: str = "auto") -> Contender:
+    """The train step of `sae_jax` for all members, as planned or with a kernel that is forced."""
 
     def prepare(workload: Workload, x: np.ndarray) -> Runner:
         members = workload.members
@@ -81,35 +78,26 @@ def engine(dtype: str, *, path: str = "auto") -> Contender:
             d_sae=workload.d_sae, k=workload.k, seed=range(members), learning_rate=LEARNING_RATE
         )
         train_config = sae_jax.TrainConfig(
-            batch_size=workload.batch_size, compute_dtype=dtype, path=path, memory_budget=2**40
+            batch_size=workload.batch_size, compute_dtype=dtype, kernel=kernel, memory_budget=2**40
         )
         (group,) = sae_jax.plan_for(configs, x, train_config).groups
-        hyper = Hyperparameters(
-            seed=jnp.arange(members, dtype=jnp.uint32),
-            d_sae=jnp.full(members, workload.d_sae, jnp.int32),
-            k=jnp.full(members, workload.k, jnp.int32),
-            learning_rate=jnp.full(members, LEARNING_RATE, jnp.float32),
-            data_seed=jnp.zeros(members, jnp.uint32),
-        )
-        state = init_group(hyper, d_in=workload.d_in, width=workload.d_sae)
-        if group.path != "dense":
-            state = with_encoders_transposed(state)
-        arguments = (hyper, jnp.asarray(x), jnp.int32(0))
-        start = time.perf_counter()
-        epoch = train_epoch.lower(
-            state,
-            *arguments,
-            batch_size=workload.batch_size,
+        program = Program(
+            template=configs[0].template,
             dtype=dtype,
-            path=group.path,
+            kernel=group.kernel,
             k_max=group.k_max,
-            one_by_one=group.one_by_one,
-        ).compile()
+            sequential=group.sequential,
+        )
+        hyper = hyperparameters(configs, *x.shape)
+        state = init_group(hyper, program=program, d_in=workload.d_in, width=workload.d_sae)
+        source = InMemory(x, workload.batch_size, Placement.default())
+        start = time.perf_counter()
+        epoch = train_epoch.lower(state, hyper, source.epoch(0, 0), program=program).compile()
         compile_seconds = time.perf_counter() - start
 
         def run() -> None:
             nonlocal state
-            state, losses = epoch(state, *arguments)
+            state, losses = epoch(state, hyper, source.epoch(0, 0))
             losses.block_until_ready()
 
         return Runner(run, workload.num_steps * members, compile_seconds)
@@ -202,8 +190,8 @@ ENGINES: dict[str, Contender] = {
     "sae_jax float32": engine("float32"),
     "sae_jax bfloat16": engine("bfloat16"),
 } | {
-    f"sae_jax {dtype}, {path}": engine(dtype, path=path)
-    for path in ("dense", "compact", "sparse")
+    f"sae_jax {dtype}, {kernel}": engine(dtype, kernel=kernel)
+    for kernel in ("dense", "firing_rows", "selected_rows")
     for dtype in ("float32", "bfloat16")
 }
 LOOPS: dict[str, Contender] = {

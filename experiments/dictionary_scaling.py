@@ -26,15 +26,15 @@ import command
 from absl import flags, logging
 
 import sae_jax
+from sae_jax.activations.locks import lock_beside
 from sae_jax.features.scoring import score_features
-from sae_jax.locks import lock_beside
-from sae_jax.products import COMPUTE_DTYPES
-from sae_jax.report import published
+from sae_jax.ops.matmul import COMPUTE_DTYPES
+from sae_jax.report import reference
 from sae_jax.report.figures import plot_against_size, plot_against_sparsity, plot_firing_rates
 from sae_jax.report.tables import summary_table, write_csv, write_markdown
 from sae_jax.sweep.cache import use_compilation_cache
+from sae_jax.sweep.loop import plan_for
 from sae_jax.sweep.result import check_free
-from sae_jax.sweep.train import plan_for
 
 TRAIN_FRACTION, SPLIT_SEED = 0.8, 42
 RUN_NAME = "run.json"
@@ -156,7 +156,7 @@ def trained(split: sae_jax.Split, output: Path) -> sae_jax.SweepResult:
     folder = output / "sweep"
     if folder.exists():
         return sae_jax.SweepResult.load(folder)
-    configs = published.grid(_SEEDS.value)
+    configs = reference.grid(_SEEDS.value)
     train_config = sae_jax.TrainConfig(epochs=_EPOCHS.value, compute_dtype=_COMPUTE_DTYPE.value)
     print(plan_for(configs, split.train, train_config))
     result = sae_jax.train_sweep(
@@ -185,7 +185,7 @@ def report(rows: list[dict], result: sae_jax.SweepResult, store, split, output: 
     plot_against_sparsity(rows, output / "scaling_by_sparsity.png")
     plot_firing_rates(result, output / "firing_rates.png")
     print(f"\n{description}\n\n{summary_table(rows)}\n")
-    for claim in published.claims(rows):
+    for claim in reference.claims(rows):
         print(f"- {claim}")
     print("\nWritten:")
     for path in sorted(output.iterdir()):

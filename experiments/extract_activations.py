@@ -32,6 +32,9 @@ import sys
 
 from absl import app, flags
 
+from sae_jax.activations.selection import Position
+from sae_jax.activations.store import LAST
+from sae_jax.activations.writer import STORAGE_DTYPES
 from sae_jax.extraction.answers import evaluate
 from sae_jax.extraction.codi import load_codi
 from sae_jax.extraction.continuous_thoughts import FEEDBACK_MODES, NUM_POSITIONS
@@ -39,8 +42,6 @@ from sae_jax.extraction.extract import ALL_TOKENS, BATCH_SIZE, NO_FEEDBACK, extr
 from sae_jax.extraction.language_model import LanguageModel
 from sae_jax.extraction.models import DTYPES, PACKAGED, load_model
 from sae_jax.extraction.problems import GENERATED, load_problems
-from sae_jax.store import LAST, Position
-from sae_jax.store_writer import STORAGE_DTYPES
 
 _PROBLEMS = flags.DEFINE_string(
     "problems", GENERATED, "JSONL or JSON file, openai/gsm8k (from the hub), or generated."

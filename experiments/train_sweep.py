@@ -19,13 +19,14 @@ import command
 from absl import flags, logging
 
 import sae_jax
+from sae_jax.activations.locks import lock, lock_beside
+from sae_jax.configs import KERNELS
 from sae_jax.features.scoring import score_features
-from sae_jax.locks import lock, lock_beside
-from sae_jax.products import COMPUTE_DTYPES
+from sae_jax.ops.matmul import COMPUTE_DTYPES
 from sae_jax.report.tables import write_csv
 from sae_jax.sweep.cache import use_compilation_cache
+from sae_jax.sweep.loop import plan_for
 from sae_jax.sweep.result import check_free
-from sae_jax.sweep.train import plan_for
 
 _ACTIVATIONS = flags.DEFINE_string("activations", None, "Folder of the store.", required=True)
 _LAYER = flags.DEFINE_list("layer", None, "Layers, comma-separated.", required=True)
@@ -47,8 +48,8 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Samples a step.")
 _COMPUTE_DTYPE = flags.DEFINE_enum(
     "compute_dtype", "float32", COMPUTE_DTYPES, "Of the matrix products."
 )
-_PATH = flags.DEFINE_enum(
-    "path", "auto", ["auto", "dense", "compact", "sparse"], "Forces how decoding is computed."
+_KERNEL = flags.DEFINE_enum(
+    "kernel", "auto", KERNELS, "Forces how decoding and gradients are computed."
 )
 _TRAIN_FRACTION = flags.DEFINE_float("train_fraction", 0.8, "Share of the problems to train on.")
 _SPLIT_SEED = flags.DEFINE_integer("split_seed", 42, "Seed of the split.")
@@ -89,7 +90,7 @@ def run(output: Path, checkpoints: Path) -> None:
         epochs=_EPOCHS.value,
         batch_size=_BATCH_SIZE.value,
         compute_dtype=_COMPUTE_DTYPE.value,
-        path=_PATH.value,
+        kernel=_KERNEL.value,
     )
     print(plan_for(configs, train, train_config))
     if not _RESUME.value and checkpoints.exists():

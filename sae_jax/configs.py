@@ -11,6 +11,8 @@ from typing import Any, Literal
 SEED_FIELDS = ("seed", "data_seed")
 """Fields of `SAEConfig` that repeat a setting and are no settings themselves."""
 
+KERNELS = ("auto", "dense", "firing_rows", "selected_rows")
+
 _MAX_SEED = 2**32 - 1
 
 
@@ -20,32 +22,51 @@ class SAEConfig:
 
     Attributes:
       d_sae: dictionary size F.
-      k: latents kept per sample.
+      k: latents kept per sample, for architectures that keep a number of them.
       seed: PRNG seed of the initialization.
       learning_rate: of Adam.
       layer, position: the data slice; `None` when the sweep trains on one array.
       data_seed: PRNG seed of the order of the samples; `None` takes that of the
         `TrainConfig`, so that members see the same batches.
+      architecture: name of the architecture, such as `"abs_topk"`, the published one, or
+        `"topk"`, which ranks what a ReLU leaves.
+      aux_coefficient: weight of the auxiliary loss AuxK, by which `topk` revives dead latents.
+      aux_k: latents that AuxK may revive at a time; `None` for half the activations' width.
+      dead_after: samples without firing after which AuxK takes a latent for dead; `None` for
+        an epoch.
     """
 
     d_sae: int
-    k: int
+    k: int | None = None
     seed: int = 0
     learning_rate: float = 1e-3
     layer: int | None = None
     position: int | str | None = None
     data_seed: int | None = None
+    architecture: str = "abs_topk"
+    aux_coefficient: float = 0.0
+    aux_k: int | None = None
+    dead_after: int | None = None
 
     def __post_init__(self) -> None:
-        _make_integers(self, "d_sae", "k", "seed")
+        _make_integers(self, "d_sae", "seed")
+        _make_integers(self, "k", "data_seed", "aux_k", "dead_after", optional=True)
         if self.d_sae < 1:
             raise ValueError(f"d_sae is {self.d_sae}; allowed is 1 or more")
-        if not 1 <= self.k <= self.d_sae:
-            raise ValueError(f"k is {self.k}; allowed is 1 to d_sae = {self.d_sae}")
-        _check_seed("seed", self.seed)
-        if self.data_seed is not None:
-            _make_integers(self, "data_seed")
-            _check_seed("data_seed", self.data_seed)
+        for name in ("k", "aux_k"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= self.d_sae:
+                raise ValueError(f"{name} is {value}; allowed is 1 to d_sae = {self.d_sae}")
+        for name in SEED_FIELDS:
+            if getattr(self, name) is not None:
+                _check_seed(name, getattr(self, name))
+        if self.dead_after is not None and self.dead_after < 1:
+            raise ValueError(f"dead_after is {self.dead_after}; allowed is 1 or more samples")
+        _make_floats(self, "aux_coefficient")
+        if not (math.isfinite(self.aux_coefficient) and self.aux_coefficient >= 0):
+            raise ValueError(f"aux_coefficient is {self.aux_coefficient}; allowed is 0 or more")
+        if not isinstance(self.architecture, str):
+            raise ValueError(f"architecture is {self.architecture!r}; allowed is a name")
         _make_floats(self, "learning_rate")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate is {self.learning_rate}; allowed is a positive number")
@@ -63,6 +84,21 @@ class SAEConfig:
         """The config with seeds of 0: members are repetitions of one setting if these are equal."""
         return dataclasses.replace(self, seed=0, data_seed=None)
 
+    @property
+    def template(self) -> "SAEConfig":
+        """The config without what is traced in training: equal ones share a compiled program."""
+        return dataclasses.replace(
+            self.setting,
+            d_sae=1,
+            k=None if self.k is None else 1,
+            learning_rate=1.0,
+            layer=None,
+            position=None,
+            aux_coefficient=float(self.aux_coefficient > 0),
+            aux_k=None,
+            dead_after=None,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -75,9 +111,10 @@ class TrainConfig:
       compute_dtype: of the matrix products: `"float32"`, on every device; `"tf32"`, TF32 on
         GPUs that have it, three bfloat16 passes on TPUs, float32 elsewhere; or `"bfloat16"`.
         Accumulation, parameters and optimizer state stay float32, and so do scores.
-      path: to which latents decoding and gradients are confined: `"dense"`, all;
-        `"compact"`, those that fire in the batch; `"sparse"`, for each sample its k. Results
-        are equal up to rounding; `"auto"` takes what should be fastest for each member.
+      kernel: how decoding and gradients are computed: `"dense"`, by products of all latents;
+        `"firing_rows"`, of those that fire in the batch; `"selected_rows"`, of those that a
+        sample selects. Results are equal up to rounding; `"auto"` takes what should be fastest
+        for each member.
       max_padding: largest share of a group's arithmetic that may be spent on padding;
         `None` takes the measured default of the backend.
       memory_budget: bytes a group may occupy; `None` takes most of what the device has.
@@ -87,7 +124,7 @@ class TrainConfig:
     batch_size: int = 256
     data_seed: int = 0
     compute_dtype: Literal["float32", "tf32", "bfloat16"] = "float32"
-    path: Literal["auto", "dense", "compact", "sparse"] = "auto"
+    kernel: Literal["auto", "dense", "firing_rows", "selected_rows"] = "auto"
     max_padding: float | None = None
     memory_budget: int | None = None
 
@@ -102,10 +139,8 @@ class TrainConfig:
                 f"compute_dtype is {self.compute_dtype!r}; allowed are 'float32', 'tf32' and"
                 " 'bfloat16'"
             )
-        if self.path not in ("auto", "dense", "compact", "sparse"):
-            raise ValueError(
-                f"path is {self.path!r}; allowed are 'auto', 'dense', 'compact' and 'sparse'"
-            )
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel is {self.kernel!r}; allowed are {', '.join(KERNELS)}")
         if self.max_padding is not None:
             _make_floats(self, "max_padding")
             if not 0 <= self.max_padding < 1:
@@ -118,10 +153,12 @@ class TrainConfig:
                 )
 
 
-def _make_integers(config: Any, *names: str) -> None:
+def _make_integers(config: Any, *names: str, optional: bool = False) -> None:
     """Turns whatever counts as an integer, such as NumPy's, into Python's, which JSON can hold."""
     for name in names:
         value = getattr(config, name)
+        if value is None and optional:
+            continue
         try:
             object.__setattr__(config, name, operator.index(value))
         except TypeError as error:

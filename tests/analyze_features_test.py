@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import sae_jax
-from sae_jax.features.report import feature_records
-from sae_jax.store import Problem
-from sae_jax.store_writer import write_store
+from sae_jax.activations.writer import write_store
+from sae_jax.features.records import feature_records
+from sae_jax.problems import Problem
 
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "analyze_features.py"
 STEPS = (("8/2=4",), ("1+2=3", "3*4=12"), ("20-5=15",), ("9-2=7", "7*5=35", "1+1=2"))

@@ -54,7 +54,10 @@ def test_refused_members(fields, message):
             {"compute_dtype": "float16"},
             r"compute_dtype is 'float16'; allowed are 'float32', 'tf32'",
         ),
-        ({"path": "fast"}, r"path is 'fast'; allowed are 'auto', 'dense', 'compact' and 'sparse'"),
+        (
+            {"kernel": "fast"},
+            r"kernel is 'fast'; allowed are auto, dense, firing_rows, sel",
+        ),
         ({"max_padding": 1.0}, r"max_padding is 1.0; allowed is 0 up to below 1"),
         ({"max_padding": -0.1}, r"max_padding is -0.1; allowed"),
         ({"memory_budget": 0}, r"memory_budget is 0; allowed is 1 or more bytes"),

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import sae_jax
-from sae_jax.store import Problem
-from sae_jax.store_writer import StorePlan, StoreWriter, write_store
+from sae_jax.activations.writer import StorePlan, StoreWriter, write_store
+from sae_jax.problems import Problem
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 OPERATORS = "+-*/"

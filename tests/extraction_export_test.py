@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import save_file as save_torch_file
 from torch.torch_version import TorchVersion
 
+from sae_jax.activations.writer import write_store
 from sae_jax.extraction.export import export_slice, import_published, import_slice
-from sae_jax.store import Problem
-from sae_jax.store_writer import write_store
+from sae_jax.problems import Problem
 
 LAYERS, POSITIONS, NUM_PROBLEMS, D_IN = (3, 14), (0, 3, 5), 4, 2
 

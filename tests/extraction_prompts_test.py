@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import BOS, VOCAB_SIZE, tiny_tokenizer
 
+from sae_jax.activations.store import ActivationStore
 from sae_jax.extraction.answers import evaluate
 from sae_jax.extraction.continuous_thoughts import think
 from sae_jax.extraction.extract import extract
@@ -20,7 +21,7 @@ from sae_jax.extraction.models import load_model
 from sae_jax.extraction.patching import PatchedAnswers
 from sae_jax.extraction.prompts import chat_text, token_ids
 from sae_jax.extraction.token_states import all_token_activations, token_activations
-from sae_jax.store import ActivationStore, Problem
+from sae_jax.problems import Problem
 
 ROOT = Path(__file__).resolve().parents[1]
 

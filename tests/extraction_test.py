@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import D_IN, NUM_LAYERS
 
+from sae_jax.activations.store import ActivationStore
 from sae_jax.extraction import extract as extract_module
 from sae_jax.extraction.continuous_thoughts import thought_activations
 from sae_jax.extraction.extract import batches, extract
 from sae_jax.extraction.models import load_model
-from sae_jax.store import ActivationStore, Problem
+from sae_jax.problems import Problem
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "experiments" / "extract_activations.py"

@@ -1,7 +1,7 @@
 import pytest
 
 from sae_jax.features.properties import parse_numbers, parse_operations, property_matrix
-from sae_jax.store import Problem
+from sae_jax.problems import Problem
 
 
 @pytest.mark.parametrize(

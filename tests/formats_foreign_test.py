@@ -19,8 +19,9 @@ from random_saes import (
 )
 
 from sae_jax import formats
+from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import files, rewriting
-from sae_jax.sae import JumpReLUSAE, TopKSAE
 
 torch = pytest.importorskip("torch", reason="the .pt formats need PyTorch")
 

@@ -16,8 +16,10 @@ from random_saes import (
 )
 
 from sae_jax import formats
+from sae_jax.architectures.base import SAE
+from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import native
-from sae_jax.sae import SAE, JumpReLUSAE, TopKSAE
 
 torch = pytest.importorskip("torch", reason="the .pt formats need PyTorch")
 

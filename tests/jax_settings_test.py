@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from metrics_test import samples
+from metric_oracle import samples
 from random_saes import random_jumprelu, random_params, random_topk
 
 import sae_jax
-from sae_jax import metrics
-from sae_jax.data import epoch_order
-from sae_jax.evaluate import evaluate_group
-from sae_jax.sae import init_params
-from sae_jax.sweep.step import init_group
-from sae_jax.sweep.train import _hyperparameters
+from sae_jax.architectures.base import init_params
+from sae_jax.metrics import quality as metrics
+from sae_jax.metrics.evaluate import evaluate_group
+from sae_jax.sweep.batches import epoch_order
+from sae_jax.sweep.loop import hyperparameters
+from sae_jax.sweep.step import Program, init_group
 
 # Of versions up to 2026-11-25.
 RECORDED_ORDER = [0, 8, 2, 4, 1, 7, 9, 5, 3, 6]
@@ -56,13 +56,14 @@ def assert_equal_trees(found, expected, **tolerance):
 
 def test_random_numbers_are_the_same_to_the_bit():
     def drawn():
-        hyper = _hyperparameters(sae_jax.grid(d_sae=7, k=2, seed=(0, 2**32 - 1)))
+        configs = sae_jax.grid(d_sae=7, k=2, seed=(0, 2**32 - 1))
+        hyper = hyperparameters(configs, num_samples=10, d_in=4)
         return jax.device_get(
             [
                 epoch_order(0, 3, 100),
                 epoch_order(jnp.uint32(2**32 - 1), jnp.int32(3), 100),
                 init_params(jax.random.key(5), 4, 7, 9),
-                init_group(hyper, d_in=4, width=7).params,
+                init_group(hyper, program=Program(configs[0].template), d_in=4, width=7).params,
             ]
         )
 
@@ -114,16 +115,21 @@ def test_metrics():
 
 
 @pytest.mark.parametrize(
-    ("path", "dtype"),
-    [("dense", "float32"), ("dense", "bfloat16"), ("compact", "float32"), ("sparse", "bfloat16")],
+    ("kernel", "dtype"),
+    [
+        ("dense", "float32"),
+        ("dense", "bfloat16"),
+        ("firing_rows", "float32"),
+        ("selected_rows", "bfloat16"),
+    ],
 )
-def test_whole_sweeps(path, dtype):
+def test_whole_sweeps(kernel, dtype):
     x = samples(n=90)[0]
     configs = sae_jax.grid(d_sae=(40, 34), k=3)
 
     def trained():
         config = sae_jax.TrainConfig(
-            epochs=2, batch_size=40, compute_dtype=dtype, path=path, max_padding=0.5
+            epochs=2, batch_size=40, compute_dtype=dtype, kernel=kernel, max_padding=0.5
         )
         result = sae_jax.train_sweep(configs, x, x[:30], config, progress=False)
         return [(dict(m.params), m.losses, m.firing_rate, m.metrics) for m in result.members]
@@ -140,10 +146,13 @@ def test_whole_sweeps(path, dtype):
 
 def test_evaluation():
     params = {name: array[None] for name, array in random_params(0).items()}
+    params["w_enc_t"] = params.pop("w_enc").swapaxes(1, 2)
+    config = sae_jax.SAEConfig(24, 3)
     x = np.random.default_rng(0).normal(size=(70, 8)).astype(np.float32)
 
     def scores():
-        return evaluate_group(params, jnp.array([3]), jnp.array([24]), x, batch_size=16)
+        hyper = hyperparameters([config], *x.shape)
+        return evaluate_group(config.template, params, {}, hyper, x, batch_size=16)
 
     expected = scores()
     with settings():

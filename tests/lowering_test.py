@@ -1,34 +1,27 @@
 """The device programs lower for accelerators from a machine that has none."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hyperparameters import TEMPLATE, hyperparameters
 
-from sae_jax.evaluate import _group_metrics
-from sae_jax.sae import TopKSAE
-from sae_jax.sweep.step import (
-    Hyperparameters,
-    init_group,
-    train_epoch,
-    with_encoders_transposed,
-)
+from sae_jax.architectures.topk import TopKSAE
+from sae_jax.metrics.evaluate import group_metrics
+from sae_jax.sweep.batches import Batches
+from sae_jax.sweep.step import Program, init_group, train_epoch
 
 NUM_MEMBERS, N, D_IN, WIDTH, BATCH_SIZE = 3, 70, 48, 32, 16
 
-HYPER = Hyperparameters(
-    seed=jax.ShapeDtypeStruct((NUM_MEMBERS,), jnp.uint32),
-    d_sae=jax.ShapeDtypeStruct((NUM_MEMBERS,), jnp.int32),
-    k=jax.ShapeDtypeStruct((NUM_MEMBERS,), jnp.int32),
-    learning_rate=jax.ShapeDtypeStruct((NUM_MEMBERS,), jnp.float32),
-    data_seed=jax.ShapeDtypeStruct((NUM_MEMBERS,), jnp.uint32),
-)
+HYPER = jax.eval_shape(lambda: hyperparameters(*[(WIDTH, 4, 0, 1e-3)] * NUM_MEMBERS))
 
 
-def abstract_state():
-    return jax.eval_shape(lambda hyper: init_group(hyper, d_in=D_IN, width=WIDTH), HYPER)
+def abstract_state(program):
+    init = partial(init_group, program=program, d_in=D_IN, width=WIDTH)
+    return jax.eval_shape(init, HYPER)
 
 
 def lowered(function, arguments, platform):
@@ -46,10 +39,10 @@ def lowered(function, arguments, platform):
 
 PRECISION = {"float32": "HIGHEST", "tf32": "HIGH", "bfloat16": "DEFAULT"}
 KERNELS = {
-    "vmap": {"one_by_one": False},
-    "scan": {"one_by_one": True},
-    "compact": {"one_by_one": True, "path": "compact"},
-    "sparse": {"one_by_one": True, "path": "sparse", "k_max": 4},
+    "vmap": {"sequential": False},
+    "scan": {"sequential": True},
+    "firing_rows": {"sequential": True, "kernel": "firing_rows"},
+    "selected_rows": {"sequential": True, "kernel": "selected_rows", "k_max": 4},
 }
 
 
@@ -80,23 +73,21 @@ def default_precision(request):
 @pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_an_epoch_lowers_to_products_of_the_named_precision(platform, dtype, kernel):
-    how = {"batch_size": BATCH_SIZE, "dtype": dtype, **KERNELS[kernel]}
-    state = abstract_state()
-    if "path" in how:
-        state = jax.eval_shape(with_encoders_transposed, state)
-    arguments = (
-        state,
-        HYPER,
-        jax.ShapeDtypeStruct((N, D_IN), jnp.float32),
-        jax.ShapeDtypeStruct((), jnp.int32),
+    program = Program(TEMPLATE, dtype=dtype, **KERNELS[kernel])
+    state = abstract_state(program)
+    num_full, num_rest = divmod(N, BATCH_SIZE)
+    batches = Batches(
+        jax.ShapeDtypeStruct((num_full, BATCH_SIZE, D_IN), jnp.float32),
+        jax.ShapeDtypeStruct((num_rest, D_IN), jnp.float32),
     )
-    exported = lowered(lambda *a: train_epoch(*a, **how), arguments, platform)
+    epoch = partial(train_epoch, program=program)
+    exported = lowered(epoch, (state, HYPER, batches), platform)
     *new_state, losses = exported.out_avals
     assert [leaf.shape for leaf in new_state] == [leaf.shape for leaf in jax.tree.leaves(state)]
     assert losses.shape == (5, NUM_MEMBERS)
     for types, precision in products(exported):
         # Rows that the sparse kernel gathers stay float32, rounded to bfloat16 by hand.
-        by_hand = kernel == "sparse" and types == ["f32", "f32", "f32"]
+        by_hand = kernel == "selected_rows" and types == ["f32", "f32", "f32"]
         operand = "bf16" if dtype == "bfloat16" and not by_hand else "f32"
         assert types == [operand, operand, "f32"]
         assert precision == (PRECISION[dtype], PRECISION[dtype])
@@ -104,16 +95,17 @@ def test_an_epoch_lowers_to_products_of_the_named_precision(platform, dtype, ker
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_initialization_and_evaluation_lower(platform, default_precision):
-    lowered(lambda hyper: init_group(hyper, d_in=D_IN, width=WIDTH), (HYPER,), platform)
+    program = Program(TEMPLATE)
+    lowered(partial(init_group, program=program, d_in=D_IN, width=WIDTH), (HYPER,), platform)
     arguments = (
-        abstract_state().params,
-        HYPER.k,
-        HYPER.d_sae,
+        abstract_state(program).params,
+        {},
+        HYPER,
         jax.ShapeDtypeStruct((2, 40, D_IN), jnp.float32),
         jax.ShapeDtypeStruct((2, 40), np.bool_),
         jax.ShapeDtypeStruct((2, 40), np.bool_),
     )
-    exported = lowered(_group_metrics, arguments, platform)
+    exported = lowered(partial(group_metrics, template=TEMPLATE), arguments, platform)
     assert (NUM_MEMBERS, WIDTH) in [leaf.shape for leaf in exported.out_avals]
     for types, precision in products(exported):
         assert types == ["f32", "f32", "f32"]

@@ -3,14 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from metrics_test import oracle
+from metric_oracle import oracle
 from random_saes import forward
-from sweep_step_test import batches
-from sweep_train_test import quietly, top_k
+from sweeps import batches, quietly, top_k
 from torch_reference import train as train_in_torch
 
 from sae_jax import SAEConfig, grid
-from sae_jax.sae import init_params
+from sae_jax.architectures.base import init_params
 
 # EV [%], MSE and dead [%] of one seed in PyTorch, from the README beside the activations.
 RECORDED = {
@@ -60,16 +59,19 @@ def test_the_recorded_table_over_five_seeds(smollm2_split):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("path", "configs"),
+    ("kernel", "configs"),
     [
         ("dense", [SAEConfig(250, 50), SAEConfig(240, 25, seed=1), SAEConfig(230, 100, seed=2)]),
-        ("compact", [SAEConfig(512, 50), SAEConfig(500, 25, seed=1), SAEConfig(450, 100, seed=2)]),
+        (
+            "firing_rows",
+            [SAEConfig(512, 50), SAEConfig(500, 25, seed=1), SAEConfig(450, 100, seed=2)],
+        ),
     ],
 )
-def test_members_equal_their_solo_runs(smollm2_split, path, configs):
-    mixed = quietly(configs, *smollm2_split, max_padding=0.2, path=path)
+def test_members_equal_their_solo_runs(smollm2_split, kernel, configs):
+    mixed = quietly(configs, *smollm2_split, max_padding=0.2, kernel=kernel)
     for member in mixed.members:
-        solo = quietly([member.config], *smollm2_split, path=path).members[0]
+        solo = quietly([member.config], *smollm2_split, kernel=kernel).members[0]
         np.testing.assert_allclose(member.losses[:20], solo.losses[:20], rtol=1e-5)
         gap = member.metrics["explained_variance"] - solo.metrics["explained_variance"]
         assert abs(gap) < 5e-4

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from sae_jax.report import published
+from sae_jax.report import reference
 from sae_jax.report.figures import plot_against_size, plot_against_sparsity
 from sae_jax.report.tables import (
     comparison_table,
@@ -38,18 +38,18 @@ def rows() -> list[dict]:
             "calibrated_null": 0.001,
             "feature_stability": 0.5,
         }
-        for k, sizes in published.GRID.items()
+        for k, sizes in reference.GRID.items()
         for d_sae in sizes
         for seed in SEEDS
     ]
 
 
 def test_the_grid_has_what_was_published_and_what_was_asked():
-    assert sum(len(sizes) for sizes in published.GRID.values()) == 14
-    assert all(d_sae in published.GRID[k] for k, d_sae in published.RESULTS)
+    assert sum(len(sizes) for sizes in reference.GRID.values()) == 14
+    assert all(d_sae in reference.GRID[k] for k, d_sae in reference.RESULTS)
     # SPEC-independent restatement of two published cells.
-    assert published.RESULTS[50, 512]["published_rate"] == pytest.approx(0.195, abs=5e-4)
-    assert published.RESULTS[75, 512]["published_rate"] == pytest.approx(0.192, abs=5e-4)
+    assert reference.RESULTS[50, 512]["published_rate"] == pytest.approx(0.195, abs=5e-4)
+    assert reference.RESULTS[75, 512]["published_rate"] == pytest.approx(0.192, abs=5e-4)
 
 
 def test_csv_has_one_line_a_member(tmp_path):
@@ -84,7 +84,7 @@ def test_other_settings_are_other_lines_and_not_seeds():
     assert len(table) == 2 + 28
     assert any(line.startswith("| 50 | 250 | 0.01 | 3 | 90.35 ± 0.25 |") for line in table)
     with pytest.raises(ValueError, match="several settings, which differ in learning_rate"):
-        published.claims(two)
+        reference.claims(two)
 
 
 def test_a_diverged_seed_is_named_and_the_others_are_summarized():
@@ -98,7 +98,7 @@ def test_a_diverged_seed_is_named_and_the_others_are_summarized():
     # 0.9025 and 0.9045: t(0.975, 1) = 12.706; half width 12.706 * 0.001.
     assert "| 90.35 ± 1.27 (2 of 3) |" in line
     assert "nan" not in line
-    a, _, c, _ = published.claims(scored)
+    a, _, c, _ = reference.claims(scored)
     assert "16.0 ± 12.7 (2 of 3) %" in a
     assert "+2.62 ± 0.00 (2 of 3) points" in c
     for row in scored:
@@ -116,14 +116,14 @@ def test_the_interval_says_what_varies():
 
 def test_comparison_holds_the_published_members_alone():
     lines = comparison_table(rows()).splitlines()[2:]
-    assert len(lines) == len(published.RESULTS)
+    assert len(lines) == len(reference.RESULTS)
     assert any(
         "| 84.4 % |" in line and "| 17.2 % |" in line and "| 7.4 % |" in line for line in lines
     )
 
 
 def test_claims_name_the_measured_differences():
-    a, b, c, d = published.claims(rows())
+    a, b, c, d = reference.claims(rows())
     assert "16.0 ± " in a
     assert "K = 25 18.5 ±" in b
     assert "K = 200 1.0 ±" in b

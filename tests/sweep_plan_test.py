@@ -1,19 +1,24 @@
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_jax import SAEConfig, TrainConfig, grid
-from sae_jax.sweep import plan as plan_module
+from sae_jax.sweep import placement
+from sae_jax.sweep.loop import plan_for
+from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import Group, Plan, plan_sweep
-from sae_jax.sweep.train import plan_for
 
 SLICE = (14, 3)
 SIZES = {SLICE: (5978, 2048)}
 MIB = 2**20
+
+
+def on(platform, stats=None):
+    """A placement on a device that is not there."""
+    return Placement(SimpleNamespace(platform=platform, memory_stats=lambda: stats))
 
 
 def members(*sizes, layer=14, position=3):
@@ -37,10 +42,10 @@ def test_no_padding_allowed_makes_a_group_a_size():
 
 def test_padding_share_by_hand():
     # 512 + 480 + 250 = 1242 of 3 * 512 = 1536: 19.1 % is padding; 512 + 480 alone, 3.1 %.
-    loose = plan_sweep(members(512, 480, 250), SIZES, TrainConfig(path="dense", max_padding=0.2))
+    loose = plan_sweep(members(512, 480, 250), SIZES, TrainConfig(kernel="dense", max_padding=0.2))
     assert widths_and_members(loose) == [(512, (0, 1, 2))]
     assert loose.groups[0].padding == pytest.approx(1 - 1242 / 1536)
-    tight = plan_sweep(members(512, 480, 250), SIZES, TrainConfig(path="dense", max_padding=0.19))
+    tight = plan_sweep(members(512, 480, 250), SIZES, TrainConfig(kernel="dense", max_padding=0.19))
     assert widths_and_members(tight) == [(512, (0, 1)), (250, (2,))]
 
 
@@ -55,14 +60,13 @@ def test_padding_share_by_hand():
         ("gpu", (1000, 270, 200), 2),
     ],
 )
-def test_padding_allowed_by_default(monkeypatch, backend, sizes, num_groups):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    plan = plan_sweep(members(*sizes), SIZES, TrainConfig(path="dense"))
+def test_padding_allowed_by_default(backend, sizes, num_groups):
+    plan = plan_sweep(members(*sizes), SIZES, TrainConfig(kernel="dense"), on(backend))
     assert len(plan.groups) == num_groups
 
 
 def test_padding_latents_cost_a_third_where_they_do_not_fire():
-    config = TrainConfig(path="compact", max_padding=0.07)
+    config = TrainConfig(kernel="firing_rows", max_padding=0.07)
     (group,) = plan_sweep(members(512, 480, 250), SIZES, config).groups
     assert group.padding == pytest.approx((1 - 1242 / 1536) / 3)
     # The encoder takes all latents of the group, the other four products only a member's own.
@@ -70,7 +74,7 @@ def test_padding_latents_cost_a_third_where_they_do_not_fire():
 
 
 def test_flops_are_ten_for_each_sample_dimension_and_latent():
-    config = TrainConfig(path="dense", max_padding=0.2)
+    config = TrainConfig(kernel="dense", max_padding=0.2)
     (group,) = plan_sweep(members(500, 512), SIZES, config).groups
     assert group.flops_per_step == 10 * 256 * 2048 * 512 * 2
 
@@ -86,62 +90,61 @@ def test_slices_are_never_mixed():
     ]
 
 
-def test_large_dense_groups_and_single_members_train_one_by_one_on_a_cpu():
+def test_large_dense_groups_and_single_members_train_in_turns_on_a_cpu():
     # 2,099,712 parameters and twice as many moments, 4 bytes each: 25.2 MB a member.
-    for num_members, one_by_one in ((1, True), (2, False), (3, True)):
-        config = TrainConfig(path="dense")
+    for num_members, sequential in ((1, True), (2, False), (3, True)):
+        config = TrainConfig(kernel="dense")
         (group,) = plan_sweep(members(*[512] * num_members), SIZES, config).groups
-        assert group.one_by_one == one_by_one
+        assert group.sequential == sequential
 
 
-def test_accelerators_train_side_by_side_on_the_dense_path(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+def test_accelerators_train_side_by_side_with_the_dense_kernel():
     for num_members in (1, 3):
-        (group,) = plan_sweep(members(*[4096] * num_members), SIZES, TrainConfig()).groups
-        assert (group.path, group.one_by_one) == ("dense", False)
+        (group,) = plan_sweep(
+            members(*[4096] * num_members), SIZES, TrainConfig(), on("gpu")
+        ).groups
+        assert (group.kernel, group.sequential) == ("dense", False)
 
 
-def test_a_group_takes_four_fifths_of_an_accelerators_memory(monkeypatch):
+def test_a_group_takes_four_fifths_of_an_accelerators_memory():
     configs = members(*[512] * 10)
     (whole,) = plan_sweep(configs, SIZES, TrainConfig()).groups
     for share, num_groups in ((0.79, 1), (0.81, 2)):
         stats = {"bytes_limit": int(whole.num_bytes / share), "bytes_in_use": 0}
-        device = SimpleNamespace(memory_stats=lambda stats=stats: stats)
-        monkeypatch.setattr(jax, "devices", lambda device=device: [device])
-        plan = plan_sweep(configs, SIZES, TrainConfig())
+        plan = plan_sweep(configs, SIZES, TrainConfig(), on("cpu", stats))
         assert len(plan.groups) == num_groups
 
 
-@pytest.mark.parametrize(("width", "one_by_one"), [(932_067, False), (932_068, True)])
-def test_dense_groups_of_up_to_64_mib_train_side_by_side_on_a_cpu(width, one_by_one):
+@pytest.mark.parametrize(("width", "sequential"), [(932_067, False), (932_068, True)])
+def test_dense_groups_of_up_to_64_mib_train_side_by_side_on_a_cpu(width, sequential):
     # At D = 1 a member has 3 * width + 1 parameters and two moments of each, 4 bytes all:
     # 12 * 2 * 2,796,202 is 16 bytes below 2^26.
-    plan = plan_sweep(members(width, width), {SLICE: (4, 1)}, TrainConfig(path="dense"))
+    plan = plan_sweep(members(width, width), {SLICE: (4, 1)}, TrainConfig(kernel="dense"))
     (group,) = plan.groups
-    assert group.one_by_one == one_by_one
+    assert group.sequential == sequential
 
 
 @pytest.mark.parametrize(
-    ("d_in", "d_sae", "k", "dtype", "path"),
+    ("d_in", "d_sae", "k", "dtype", "kernel"),
     [
         (64, 1023, 1, "float32", "dense"),
-        (64, 1024, 16, "float32", "sparse"),
+        (64, 1024, 16, "float32", "selected_rows"),
         (64, 1087, 17, "float32", "dense"),
-        (64, 1088, 17, "float32", "sparse"),
+        (64, 1088, 17, "float32", "selected_rows"),
         (64, 1087, 17, "tf32", "dense"),
-        (64, 1088, 17, "tf32", "sparse"),
+        (64, 1088, 17, "tf32", "selected_rows"),
         (64, 1359, 17, "bfloat16", "dense"),
-        (64, 1360, 17, "bfloat16", "sparse"),
+        (64, 1360, 17, "bfloat16", "selected_rows"),
         (200, 999, 50, "float32", "dense"),
-        (200, 1000, 50, "float32", "compact"),
-        (200, 1000, 50, "tf32", "compact"),
+        (200, 1000, 50, "float32", "firing_rows"),
+        (200, 1000, 50, "tf32", "firing_rows"),
         (200, 1000, 50, "bfloat16", "dense"),
     ],
 )
-def test_the_path_that_was_fastest_on_a_cpu_is_chosen(d_in, d_sae, k, dtype, path):
+def test_the_kernel_that_was_fastest_on_a_cpu_is_chosen(d_in, d_sae, k, dtype, kernel):
     config = TrainConfig(compute_dtype=dtype)
     (group,) = plan_sweep([SAEConfig(d_sae, k)], {(None, None): (10, d_in)}, config).groups
-    assert group.path == path
+    assert group.kernel == kernel
 
 
 def test_memory_budget_cuts_a_sweep_into_groups():
@@ -175,14 +178,14 @@ def test_scoring_is_part_of_the_memory_and_takes_as_many_at_once_as_fit():
         assert group.num_bytes == 4 * max(training, scoring[n - 1]) <= budget
     # One after the other where they train so.
     (group,) = plan_sweep(members(*[512] * 10), SIZES, TrainConfig()).groups
-    assert (group.one_by_one, group.scored_at_once) == (True, 1)
+    assert (group.sequential, group.scored_at_once) == (True, 1)
 
 
 @pytest.mark.parametrize(
     ("num_members", "num_samples", "d_in", "batch_size", "num_floats"),
     [
         # To train: 3 copies of all parameters and 5 of one member's, its activations, the data.
-        (3, 5978, 2048, 256, (9 + 5) * 2_099_712 + 256 * (4 * 512 + 3 * 2048) + 5978 * 2048),
+        (3, 5978, 2048, 256, (9 + 5) * 2_099_712 + 256 * (4 * 512 + 3 * 2048) + 2 * 5978 * 2048),
         # To read a checkpoint: 4 copies of all.
         (10, 256, 2048, 256, 40 * 2_099_712),
         # To score: 2 copies of all and 1.5 of one, its activations, the data.
@@ -191,15 +194,15 @@ def test_scoring_is_part_of_the_memory_and_takes_as_many_at_once_as_fit():
     ids=["training", "reading", "scoring"],
 )
 def test_memory_of_members_that_take_turns(num_members, num_samples, d_in, batch_size, num_floats):
-    config = TrainConfig(path="compact", batch_size=batch_size)
+    config = TrainConfig(kernel="firing_rows", batch_size=batch_size)
     sizes = {SLICE: (num_samples, d_in)}
     (group,) = plan_sweep(members(*[512] * num_members), sizes, config).groups
     assert group.num_bytes == 4 * num_floats
 
 
-def test_flops_of_the_sparse_path_follow_the_largest_k():
+def test_flops_of_the_kernel_on_selected_rows_follow_the_largest_k():
     configs = [SAEConfig(512, 3), SAEConfig(512, 5)]
-    config = TrainConfig(path="sparse")
+    config = TrainConfig(kernel="selected_rows")
     (group,) = plan_sweep(configs, {(None, None): (100, 64)}, config).groups
     assert group.flops_per_step == 2 * 256 * 64 * 2 * (512 + 4 * 5)
 
@@ -220,7 +223,7 @@ def test_a_member_that_just_fits_is_planned():
 
 
 def test_half_of_the_machines_memory_is_a_whole_number(monkeypatch):
-    monkeypatch.setattr(plan_module, "memory_limit", lambda: 2 * MIB + 1)
+    monkeypatch.setattr(placement, "memory_limit", lambda: 2 * MIB + 1)
     with pytest.raises(ValueError, match="; memory_budget is 1,048,576$"):
         plan_sweep(members(512), SIZES, TrainConfig())
 
@@ -240,7 +243,7 @@ def test_every_member_is_planned_once_within_the_limits(sizes, max_padding, budg
     for group in plan.groups:
         d_sae = np.array([configs[i].d_sae for i in group.members])
         assert group.width == d_sae.max()
-        cost = {"dense": 1, "compact": 1 / 3}[group.path]
+        cost = {"dense": 1, "firing_rows": 1 / 3}[group.kernel]
         assert group.padding == pytest.approx(cost * (1 - d_sae.mean() / group.width))
         assert group.padding <= max_padding + 1e-9
         assert group.num_bytes <= budget_mib * MIB
@@ -256,11 +259,13 @@ def test_the_published_grid_wastes_little_by_default():
 
 
 def test_a_group_prints_under_the_names_of_its_columns():
-    group = Group((0, 1), (14, 3), 512, 0.125, 3 * MIB, 2_500_000_000, "compact", one_by_one=True)
+    group = Group(
+        (0, 1), (14, 3), 512, 0.125, 3 * MIB, 2_500_000_000, "firing_rows", sequential=True
+    )
     assert str(Plan((group,))).splitlines() == [
-        "group  members  order         width  path     layer  position  padding"
+        "group  members  order         width  kernel         layer  position  padding"
         "  memory [MiB]  GFLOP/step",
-        "    0        2  one by one      512  compact     14         3    12.5%"
+        "    0        2  in turns        512  firing_rows       14         3    12.5%"
         "           3.0        2.50",
     ]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import sae_jax
-from sae_jax.store import Problem
-from sae_jax.store_writer import write_store
+from sae_jax.activations.writer import write_store
+from sae_jax.problems import Problem
 from sae_jax.sweep.provenance import described, samples_of
 
 

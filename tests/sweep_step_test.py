@@ -2,107 +2,51 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from hyperparameters import TEMPLATE, hyperparameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sweeps import batches, samples
 from torch_reference import train as train_in_torch
 
-from sae_jax.data import epoch_order
-from sae_jax.sweep.step import (
-    Hyperparameters,
-    init_group,
-    train_epoch,
-    with_encoders_transposed,
-)
+from sae_jax.architectures.topk import TopKSAE
+from sae_jax.sweep.batches import InMemory
+from sae_jax.sweep.placement import Placement
+from sae_jax.sweep.step import Program, init_group, train_epoch
 
 D_IN, WIDTH, BATCH_SIZE = 12, 24, 16
 
 
-def samples(n, d_in=D_IN, seed=0):
-    """A sparse mixture of directions with an offset, which a TopK SAE can fit."""
-    rng = np.random.default_rng(seed)
-    directions = rng.normal(size=(3 * d_in, d_in))
-    weights = rng.exponential(size=(n, 3 * d_in)) * (rng.random((n, 3 * d_in)) < 0.1)
-    return (weights @ directions + rng.normal(size=d_in)).astype(np.float32)
-
-
-def hyperparameters(*members):
-    """Of members given as (d_sae, k, seed, learning rate)."""
-    d_sae, k, seed, learning_rate = zip(*members, strict=True)
-    return Hyperparameters(
-        seed=jnp.array(seed, jnp.uint32),
-        d_sae=jnp.array(d_sae, jnp.int32),
-        k=jnp.array(k, jnp.int32),
-        learning_rate=jnp.array(learning_rate, jnp.float32),
-        data_seed=jnp.zeros(len(members), jnp.uint32),
-    )
-
-
 WAYS = {
-    "vmap": {"one_by_one": False},
-    "scan": {"one_by_one": True},
-    "compact": {"one_by_one": True, "path": "compact"},
+    "vmap": {"sequential": False},
+    "scan": {"sequential": True},
+    "firing rows": {"sequential": True, "kernel": "firing_rows"},
 }
 in_every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
-def train(
-    hyper,
-    x,
-    width,
-    *,
-    epochs,
-    batch_size=BATCH_SIZE,
-    data_seed=None,
-    dtype="float32",
-    one_by_one=False,
-    path="dense",
-    one_order=True,
-):
+def train(hyper, x, width, *, epochs, batch_size=BATCH_SIZE, data_seed=0, **static):
     """The state after some epochs, and the losses of every step, `[num_steps, M]`."""
-    if data_seed is not None:
-        hyper = hyper._replace(data_seed=jnp.full_like(hyper.data_seed, data_seed))
-    state = init_group(hyper, d_in=x.shape[1], width=width)
-    if path != "dense":
-        state = with_encoders_transposed(state)
+    program = Program(TEMPLATE, **static)
+    source = InMemory(x, batch_size, Placement.default())
+    state = init_group(hyper, program=program, d_in=x.shape[1], width=width)
     history = []
     for epoch in range(epochs):
-        state, losses = train_epoch(
-            state,
-            hyper,
-            jnp.asarray(x),
-            jnp.int32(epoch),
-            batch_size=batch_size,
-            dtype=dtype,
-            one_by_one=one_by_one,
-            path=path,
-            one_order=one_order,
-        )
+        batches = source.epoch(data_seed, epoch)
+        state, losses = train_epoch(state, hyper, batches, program=program)
         history.append(np.asarray(losses))
-    if path != "dense":
-        state = with_encoders_transposed(state)
     return jax.device_get(state), np.concatenate(history)
 
 
-def batches(n, batch_size, epochs, data_seed=0):
-    """The rows of each step, the smaller last batch of an epoch kept."""
-    for epoch in range(epochs):
-        order = np.asarray(epoch_order(data_seed, epoch, n))
-        yield from (order[start : start + batch_size] for start in range(0, n, batch_size))
-
-
 def initial_params(hyper, member, d_in, width):
-    params = jax.device_get(init_group(hyper, d_in=d_in, width=width).params)
-    return true_size(params, member, int(hyper.d_sae[member]))
+    state = init_group(hyper, program=Program(TEMPLATE), d_in=d_in, width=width)
+    return true_size(jax.device_get(state.params), member, int(hyper.d_sae[member]))
 
 
 def true_size(params, member, d_sae):
-    return {
-        "w_enc": params["w_enc"][member, :, :d_sae],
-        "b_enc": params["b_enc"][member, :d_sae],
-        "w_dec": params["w_dec"][member, :d_sae],
-        "b_dec": params["b_dec"][member],
-    }
+    own = {name: array[member] for name, array in params.items()}
+    return TopKSAE.of_true_size(own, d_sae)
 
 
 def assert_equal_params(got, want, **tolerance):
@@ -158,7 +102,7 @@ def test_a_member_equals_its_solo_run_and_padding_stays_zero(mix, way):
     x = samples(70)
     state, losses = train(hyperparameters(*mix), x, WIDTH, epochs=4, **way)
     assert len(losses) == 20
-    moments = state.opt_state
+    moments = state.opt_state[0]
     for i, member in enumerate(mix):
         d_sae = member[0]
         solo_state, solo_losses = train(hyperparameters(member), x, d_sae, epochs=4)
@@ -170,7 +114,7 @@ def test_a_member_equals_its_solo_run_and_padding_stays_zero(mix, way):
             atol=1e-5,
         )
         for params in (state.params, moments.mu, moments.nu):
-            assert not params["w_enc"][i, :, d_sae:].any()
+            assert not params["w_enc_t"][i, d_sae:].any()
             assert not params["b_enc"][i, d_sae:].any()
             assert not params["w_dec"][i, d_sae:].any()
 
@@ -219,19 +163,45 @@ def test_bfloat16_differs_from_float32_by_its_rounding():
 
 def test_the_given_state_is_donated():
     hyper = hyperparameters((WIDTH, 6, 1, 1e-3), (10, 2, 1, 1e-3))
-    state = init_group(hyper, d_in=D_IN, width=WIDTH)
-    x = jnp.asarray(samples(70))
-    train_epoch(state, hyper, x, jnp.int32(0), batch_size=BATCH_SIZE, dtype="float32")
+    program = Program(TEMPLATE)
+    state = init_group(hyper, program=program, d_in=D_IN, width=WIDTH)
+    batches = InMemory(samples(70), BATCH_SIZE, Placement.default()).epoch(0, 0)
+    train_epoch(state, hyper, batches, program=program)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
-@in_every_way
-def test_members_with_orders_of_their_own_equal_those_of_one_order(way):
-    x = samples(70)
-    hyper = hyperparameters((WIDTH, 8, 0, 1e-3), (10, 2, 1, 1e-3))
-    own = hyper._replace(data_seed=jnp.array([3, 5], jnp.uint32))
-    _, losses = train(own, x, WIDTH, epochs=2, one_order=False, **way)
-    for i, data_seed in enumerate((3, 5)):
-        _, expected = train(hyper, x, WIDTH, epochs=2, data_seed=data_seed, **way)
-        np.testing.assert_allclose(losses[:, i], expected[:, i], rtol=1e-5)
-    assert not np.allclose(losses[1:, 0], train(hyper, x, WIDTH, epochs=2, **way)[1][1:, 0])
+def test_any_optax_optimizer_with_a_traced_rate():
+    """Momentum after clipping, on a schedule, against the same by hand."""
+
+    def optimizer(learning_rate):
+        schedule = optax.linear_schedule(1.0, 0.0, 10)
+        return optax.chain(
+            optax.clip_by_global_norm(0.5),
+            optax.trace(decay=0.9),
+            optax.scale_by_schedule(lambda step: -learning_rate * schedule(step)),
+        )
+
+    x, hyper = samples(48), hyperparameters((10, 3, 0, 0.1), (WIDTH, 6, 1, 0.2))
+    state, losses = train(hyper, x, WIDTH, epochs=2, optimizer=optimizer)
+    for member, (d_sae, k, rate) in enumerate([(10, 3, 0.1), (WIDTH, 6, 0.2)]):
+        params = initial_params(hyper, member, D_IN, WIDTH)
+        momentum = dict.fromkeys(params, 0.0)
+
+        def loss_of(params, batch, k=k):
+            pre = batch @ params["w_enc"] + params["b_enc"][None, :]
+            kept = jnp.argsort(-jnp.abs(pre), axis=1)[:, :k]
+            z = (
+                jnp.zeros_like(pre)
+                .at[jnp.arange(len(batch))[:, None], kept]
+                .set(jnp.take_along_axis(pre, kept, 1))
+            )
+            return jnp.mean((z @ params["w_dec"] + params["b_dec"][None, :] - batch) ** 2)
+
+        for step, rows in enumerate(batches(48, BATCH_SIZE, epochs=2)):
+            loss, grads = jax.value_and_grad(loss_of)(params, x[rows])
+            np.testing.assert_allclose(losses[step, member], loss, rtol=1e-5)
+            norm = np.sqrt(sum(float((g**2).sum()) for g in grads.values()))
+            for name in params:
+                momentum[name] = 0.9 * momentum[name] + grads[name] * min(1.0, 0.5 / norm)
+                params[name] = params[name] - rate * (1 - step / 10) * momentum[name]
+        assert_equal_params(true_size(state.params, member, d_sae), params, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ from sae_jax.extraction.context import Context
 from sae_jax.extraction.continuous_thoughts import NUM_POSITIONS, think
 from sae_jax.extraction.extract import BATCH_SIZE
 from sae_jax.extraction.language_model import LanguageModel
-from sae_jax.store import Problem
+from sae_jax.problems import Problem
 
 MAX_NEW_TOKENS = 256
 

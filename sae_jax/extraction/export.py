@@ -12,10 +12,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from safetensors.torch import load_file as load_torch_file
 
-from sae_jax.arrays import as_float32
+from sae_jax.activations.arrays import as_float32
+from sae_jax.activations.selection import Selection
+from sae_jax.activations.store import ActivationStore
+from sae_jax.activations.writer import write_store
 from sae_jax.extraction.torch_files import read_torch_file
-from sae_jax.store import ActivationStore, Problem, Selection
-from sae_jax.store_writer import write_store
+from sae_jax.problems import Problem
 
 SLICE_SUFFIXES = (".npy", ".npz", ".safetensors")
 

@@ -11,6 +11,9 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from sae_jax.activations.selection import Position
+from sae_jax.activations.store import ActivationStore
+from sae_jax.activations.writer import StorePlan, StoreWriter, lock
 from sae_jax.extraction.continuous_thoughts import (
     NUM_POSITIONS,
     check_feedback,
@@ -19,8 +22,7 @@ from sae_jax.extraction.continuous_thoughts import (
 from sae_jax.extraction.fingerprints import json_sha256
 from sae_jax.extraction.language_model import LanguageModel
 from sae_jax.extraction.token_states import all_token_activations, token_activations
-from sae_jax.store import ActivationStore, Position, Problem
-from sae_jax.store_writer import StorePlan, StoreWriter, lock
+from sae_jax.problems import Problem
 
 NO_FEEDBACK = "none"
 ALL_TOKENS = "all"

@@ -14,7 +14,7 @@ from importlib.util import find_spec, module_from_spec
 from random import Random
 from typing import Any
 
-from sae_jax.store import Problem
+from sae_jax.problems import Problem
 
 _PACKAGES = ("reasoning_gym", "reasoning_gym.arithmetic", "reasoning_gym.arithmetic.gsm_symbolic")
 _MODULES = ("generators_00_49", "generators_50_99")

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from sae_jax.extraction.fingerprints import json_sha256, module_sha256, vocabulary_sha256
 from sae_jax.extraction.linear import OneDNNLinear
 from sae_jax.extraction.prompts import chat_text, token_ids
-from sae_jax.store import Problem
+from sae_jax.problems import Problem
 
 ModuleType = TypeVar("ModuleType", bound=torch.nn.Module)
 

@@ -16,7 +16,7 @@ import torch
 from sae_jax.extraction.answers import read_tokens
 from sae_jax.extraction.continuous_thoughts import NUM_POSITIONS, think
 from sae_jax.extraction.language_model import LanguageModel
-from sae_jax.store import Problem
+from sae_jax.problems import Problem
 
 ANSWER_PREFIX = "The answer is:"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sae_jax.store import Problem
+from sae_jax.problems import Problem
 
 OPERATIONS = ("addition", "subtraction", "multiplication", "division")
 NUMBERS = (12, 20, 30, 50, 100)

@@ -1,20 +1,21 @@
 """Feature scores of every member of a sweep, one flat row each."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from tqdm import tqdm
 
+from sae_jax.activations.selection import Selection
+from sae_jax.activations.slices import DataSlice
+from sae_jax.architectures.base import SAE
 from sae_jax.configs import SAEConfig
-from sae_jax.data import DataSlice
-from sae_jax.features.report import feature_summary
+from sae_jax.features.records import feature_summary
 from sae_jax.features.stability import stability_over_seeds
-from sae_jax.sae import Params
-from sae_jax.store import Selection
 from sae_jax.sweep.result import SweepResult
-from sae_jax.sweep.step import member_sae
 
 
 def score_features(
@@ -54,7 +55,7 @@ def score_features(
                 member = result.members[i]
                 if member.config.data_slice != data_slice:
                     continue
-                z = np.asarray(_latents(dict(member.params), member.config.k, x))
+                z = np.asarray(_latents(member.sae(), x))
                 scores[i] |= feature_summary(z, samples.problems)
                 bar.update()
     for members in _settings(result.configs, trained):
@@ -68,10 +69,15 @@ def score_features(
     return [row | (scores.get(i) or columns) for i, row in enumerate(result.table())]
 
 
-@jax.jit
-def _latents(params: Params, k: jax.Array, x: jax.Array) -> jax.Array:
-    """Latents `[n, F]`; compiled once for each dictionary size."""
-    return member_sae(params, k).encode(x)
+def _latents(sae: SAE, x: np.ndarray) -> jax.Array:
+    """Latents `[n, F]`; compiled once for each class, dictionary size and k."""
+    graphdef, arrays = nnx.split(sae)
+    return _encoded(arrays, x, graphdef=graphdef)
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _encoded(arrays: Any, x: jax.Array, *, graphdef: Any) -> jax.Array:
+    return nnx.merge(graphdef, arrays).encode(x)
 
 
 def _settings(configs: Sequence[SAEConfig], members: Sequence[int]) -> list[list[int]]:

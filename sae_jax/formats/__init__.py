@@ -19,8 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sae_jax.architectures.base import SAE
+from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import finding, openai, published
-from sae_jax.sae import SAE, JumpReLUSAE, TopKSAE
 
 __all__ = ["WRITABLE", "load", "load_metadata", "save"]
 

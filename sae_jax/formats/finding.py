@@ -29,7 +29,7 @@ _ALONE = dict.fromkeys(gemma_scope.WEIGHTS, gemma_scope) | {
 }
 _SUFFIXES = (".pt", ".npz", ".safetensors")
 
-# Written by `sae_jax.sweep` and `sae_jax.checkpoints`, which know this layer and not the reverse.
+# Written by `sae_jax.sweep`, which knows this layer and not the reverse.
 _SWEEP = "sweep.json"
 _MEMBERS = "members"
 

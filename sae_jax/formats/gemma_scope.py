@@ -8,8 +8,9 @@ of Gemma Scope 2 (2025; huggingface.co/google/gemma-scope-2), `params.safetensor
 from pathlib import Path
 from typing import Any
 
+from sae_jax.architectures.base import PARAM_NAMES
+from sae_jax.architectures.jumprelu import JumpReLUSAE
 from sae_jax.formats import fields, files
-from sae_jax.sae import PARAM_NAMES, JumpReLUSAE
 
 WEIGHTS = ("params.npz", "params.safetensors")
 CONFIG = "config.json"

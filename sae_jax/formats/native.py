@@ -4,14 +4,20 @@ It holds everything that an SAE is, under the names that the modules use, and an
 metadata beside it. It needs neither the sweep that the SAE comes from nor Orbax.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from sae_jax.architectures.base import PARAM_NAMES, SAE
+from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.registry import architecture_of
+from sae_jax.architectures.topk import TopKSAE
+from sae_jax.configs import SAEConfig
 from sae_jax.formats import fields, files, rewriting
-from sae_jax.sae import PARAM_NAMES, SAE, JumpReLUSAE, TopKSAE
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "config.json"
@@ -21,13 +27,20 @@ _VERSION = 1
 _SHARED_KEYS = ("format", "version", "architecture", "center_input", "normalize_input", "metadata")
 
 
-def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
+def save(
+    sae: SAE,
+    folder: str | Path,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    config: SAEConfig | None = None,
+) -> Path:
     """Writes an SAE to a folder, which is created where absent.
 
     Args:
-      sae: a `TopKSAE` or a `JumpReLUSAE`.
+      sae: a `TopKSAE`, a `JumpReLUSAE`, or any SAE with its config.
       folder: where the two files go; neither may exist.
       metadata: JSON values to keep beside the SAE, such as its training config and metrics.
+      config: what the SAE was trained with; its architecture says how to read the SAE.
 
     Returns:
       The folder.
@@ -36,25 +49,31 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
       ValueError: if a file exists, the metadata is not JSON, or the SAE is of another class.
     """
     folder = Path(folder)
-    config: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
+    described: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
     arrays = rewriting.host_params(sae)
     if isinstance(sae, TopKSAE):
-        config |= {"architecture": "topk", "k": sae.k, "rule": sae.rule}
+        described |= {"architecture": "topk", "k": sae.k, "rule": sae.rule}
     elif isinstance(sae, JumpReLUSAE):
-        config |= {"architecture": "jumprelu"}
+        described |= {"architecture": "jumprelu"}
         arrays["threshold"] = np.asarray(sae.threshold[...], np.float32)
+    elif config is not None:
+        described |= {"architecture": config.architecture, "config": dataclasses.asdict(config)}
+        arrays = jax.device_get(sae.of_true_size(jax.device_get(sae.arrays()), sae.d_sae))
     else:
-        raise ValueError(f"cannot save a {type(sae).__name__}; allowed are TopKSAE and JumpReLUSAE")
-    config |= {"center_input": sae.center_input, "normalize_input": sae.normalize_input}
-    config["metadata"] = dict(metadata or {})
+        raise ValueError(
+            f"cannot save a {type(sae).__name__} without its config; allowed are TopKSAE and"
+            " JumpReLUSAE"
+        )
+    described |= {"center_input": sae.center_input, "normalize_input": sae.normalize_input}
+    described["metadata"] = dict(metadata or {})
 
     files.absent(folder / WEIGHTS)
-    files.write_json(config, folder / CONFIG)
+    files.write_json(described, folder / CONFIG)
     files.write_safetensors(arrays, folder / WEIGHTS)
     return folder
 
 
-def load(folder: str | Path) -> TopKSAE | JumpReLUSAE:
+def load(folder: str | Path) -> SAE:
     """The SAE in a folder that `save` wrote.
 
     Raises:
@@ -68,6 +87,9 @@ def load(folder: str | Path) -> TopKSAE | JumpReLUSAE:
         files.check_names(arrays, (*PARAM_NAMES, "threshold"), folder / WEIGHTS)
         threshold = arrays.pop("threshold")
         return JumpReLUSAE(arrays, threshold, **options)
+    if config["architecture"] != "topk":
+        trained_with = SAEConfig(**config["config"])
+        return architecture_of(trained_with).from_params(arrays, trained_with)
     files.check_names(arrays, PARAM_NAMES, folder / WEIGHTS)
     return TopKSAE(arrays, config["k"], rule=config["rule"], **options)
 
@@ -92,7 +114,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     fields.choice(config, "format", (_FORMAT,), path)
     fields.choice(config, "version", (_VERSION,), path)
     keys: tuple[str, ...] = _SHARED_KEYS
-    if fields.choice(config, "architecture", ("topk", "jumprelu"), path) == "topk":
+    # Of an architecture that has no keys of its own the training config tells all.
+    if "config" in config:
+        keys += ("config",)
+        fields.mapping(config, "config", path)
+    elif fields.choice(config, "architecture", ("topk", "jumprelu"), path) == "topk":
         keys += ("k", "rule")
         fields.integer(config, "k", path, minimum=1)
         fields.choice(config, "rule", ("abs", "relu"), path)
@@ -101,3 +127,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     fields.boolean(config, "normalize_input", path)
     fields.mapping(config, "metadata", path)
     return config
+
+
+def check_holds(folder: Path, config: SAEConfig) -> None:
+    """Checks that a folder holds the SAE of a config, without reading its weights.
+
+    Raises:
+      ValueError: if it holds another, or its config is missing or damaged.
+    """
+    there = read_config(folder)
+    if "config" in there:
+        same = SAEConfig(**there["config"]) == config
+    else:
+        rule = {"abs_topk": "abs", "topk": "relu"}.get(config.architecture)
+        same = (there.get("rule"), there.get("k")) == (rule, config.k)
+    if not same:
+        raise ValueError(f"{folder} holds {there}; the sweep says {config}")

@@ -6,8 +6,8 @@ input of a TopK SAE by each sample's mean and deviation, and of no other.
 
 from pathlib import Path
 
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import fields, files, torch_files
-from sae_jax.sae import TopKSAE
 
 MARK = "pre_bias"
 """An entry that no other format's PyTorch file has."""

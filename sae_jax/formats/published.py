@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sae_jax.architectures.base import SAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import fields, files, rewriting, torch_files
-from sae_jax.sae import SAE, TopKSAE
 
 MARK = "model_state_dict"
 """An entry that no other format's PyTorch file has."""

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from sae_jax.architectures.base import SAE
+from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import fields
 from sae_jax.formats.files import Arrays
-from sae_jax.sae import SAE, JumpReLUSAE, TopKSAE
 
 NOTE = "sae_jax"
 """The config entry that holds the note."""

@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sae_jax.architectures.base import SAE
+from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import fields, files, rewriting, saelens_legacy
-from sae_jax.sae import SAE, JumpReLUSAE, TopKSAE
 
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sae_jax.architectures.base import SAE
+from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import fields, files, rewriting
-from sae_jax.sae import SAE, TopKSAE
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"

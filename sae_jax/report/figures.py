@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sae_jax.configs import SAEConfig
-from sae_jax.statistics import summarize_rows, varying_fields
+from sae_jax.report.statistics import summarize_rows, varying_fields
 from sae_jax.sweep.result import Member, SweepResult
 
 Rows = Sequence[Mapping[str, Any]]

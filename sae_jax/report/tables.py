@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_jax.report import published
-from sae_jax.report.published import percent, with_interval
-from sae_jax.statistics import by_setting, summarize_rows, varying_fields
+from sae_jax.report import reference
+from sae_jax.report.reference import percent, with_interval
+from sae_jax.report.statistics import by_setting, summarize_rows, varying_fields
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -76,7 +76,7 @@ def comparison_table(rows: Rows) -> str:
         header += [f"{title} here", f"{title} published"]
     lines = []
     for row in summarize_rows(rows, columns):
-        there = published.RESULTS.get((row["k"], row["d_sae"]))
+        there = reference.RESULTS.get((row["k"], row["d_sae"]))
         if there is None:
             continue
         values = (there["explained_variance"], there["dead_fraction"], there["published_rate"])
@@ -110,7 +110,7 @@ def write_markdown(rows: Rows, description: str, path: Path) -> None:
     """Writes the tables and the published claims as one page.
 
     Args:
-      rows: one a member, as `score_features` gives, of a sweep over `published.GRID`.
+      rows: one a member, as `score_features` gives, of a sweep over `reference.GRID`.
       description: a paragraph that says what was trained on what.
       path: where to.
     """
@@ -129,7 +129,7 @@ def write_markdown(rows: Rows, description: str, path: Path) -> None:
                 " or data set gives other values; what can be compared is how they move.",
                 comparison_table(rows),
                 "## The published claims",
-                "\n".join(f"- {claim}" for claim in published.claims(rows)),
+                "\n".join(f"- {claim}" for claim in reference.claims(rows)),
             ]
         )
         + "\n",

@@ -4,40 +4,20 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-import jax
-
+from sae_jax.activations.slices import DataSlice
+from sae_jax.architectures.registry import architecture_of
 from sae_jax.configs import SAEConfig, TrainConfig
-from sae_jax.data import DataSlice
-from sae_jax.memory import memory_limit
-
-# Largest share of a group's arithmetic that padding may take unless the user says
-# otherwise. A CPU pays for padded work in full, and for another group with seconds of
-# compilation: the published grid takes as long at 0 as at 0.1, and longer at 0.2. An
-# accelerator that small members leave idle should bear more; there it is a judgment.
-DEFAULT_MAX_PADDING = {"cpu": 0.05}
-ACCELERATOR_MAX_PADDING = 0.5
-
-# From how many latents, and how many for each one kept, the sparse path is faster or as fast;
-# measured on CPU, where alone a path other than the dense one is chosen unasked.
-SPARSE_MIN_D_SAE = 1024
-SPARSE_MIN_RATIO = {"float32": 64, "tf32": 64, "bfloat16": 80}
-
-# From how many weights of an encoder the compact path is faster than the dense one in float32,
-# on real activations. bfloat16 products leave less to save: there a step gained up to 1.3 times
-# at d_sae / k = 20 and lost a tenth at 5, so it is chosen only by name.
-COMPACT_MIN_WEIGHTS = 200_000
-
-# What a padding latent costs there in relation to others: it never fires, but is encoded and
-# optimized, which takes about a third of the time of a step.
-COMPACT_PADDING_COST = 1 / 3
-
-# Up to how many bytes of parameters and moments members train side by side on a CPU.
-# Larger groups are up to 14 % faster one by one, when more of a member's state stays in
-# the caches; small ones up to 34 % slower, when starting an operation is what costs.
-SIDE_BY_SIDE_MAX_BYTES = 2**26
-
-# Validation samples at a time.
-EVAL_BATCH_SIZE = 512
+from sae_jax.metrics.evaluate import EVAL_BATCH_SIZE
+from sae_jax.ops.tuning import (
+    ACCELERATOR_MAX_PADDING,
+    FIRING_MIN_WEIGHTS,
+    FIRING_PADDING_COST,
+    MAX_PADDING,
+    SELECTED_MIN_D_SAE,
+    SELECTED_MIN_RATIO,
+    SIDE_BY_SIDE_MAX_BYTES,
+)
+from sae_jax.sweep.placement import Placement
 
 _FLOAT_BYTES = 4
 # Copies of the parameters that a group keeps: themselves and two Adam moments.
@@ -66,10 +46,10 @@ class Group:
         on the device, whichever takes most. As many validation samples are counted as
         training samples. On a CPU the group's results are part of it, those of others not.
       flops_per_step: floating-point operations of one step of all members.
-      path: "dense", "compact" or "sparse".
-      k_max: the largest k among the members, on the sparse path; `None` on others, whose
-        programs do not depend on it.
-      one_by_one: whether they take turns, a whole epoch each.
+      kernel: "dense", "firing_rows" or "selected_rows".
+      k_max: the largest k among the members, for the kernel on selected rows; `None` for
+        others, whose programs do not depend on it.
+      sequential: whether they take turns, a whole epoch each.
       scored_at_once: how many of them are scored side by side.
     """
 
@@ -79,9 +59,9 @@ class Group:
     padding: float
     num_bytes: int
     flops_per_step: int
-    path: str = "dense"
+    kernel: str = "dense"
     k_max: int | None = None
-    one_by_one: bool = False
+    sequential: bool = False
     scored_at_once: int = 1
 
 
@@ -93,15 +73,15 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [
-            "group  members  order         width  path     layer  position  padding"
+            "group  members  order         width  kernel         layer  position  padding"
             "  memory [MiB]  GFLOP/step"
         ]
         for i, group in enumerate(self.groups):
             layer, position = ("-" if part is None else part for part in group.data_slice)
-            order = "one by one" if group.one_by_one else "side by side"
+            order = "in turns" if group.sequential else "side by side"
             rows.append(
                 f"{i:5d}  {len(group.members):7d}  {order:12}  {group.width:5d}"
-                f"  {group.path:7}  {layer!s:>5}  {position!s:>8}  {group.padding:7.1%}"
+                f"  {group.kernel:13}  {layer!s:>5}  {position!s:>8}  {group.padding:7.1%}"
                 f"  {group.num_bytes / 2**20:12.1f}  {group.flops_per_step / 1e9:10.2f}"
             )
         return "\n".join(rows)
@@ -111,44 +91,53 @@ def plan_sweep(
     configs: Sequence[SAEConfig],
     data_sizes: Mapping[DataSlice, tuple[int, int]],
     train_config: TrainConfig,
+    placement: Placement | None = None,
 ) -> Plan:
     """Groups the members of a sweep.
 
-    Members of a group share a data slice and a path. From the largest down, a member joins the open
-    group unless its padding would exceed `max_padding` or the group `memory_budget`.
+    Members of a group see the same batches, so they share a data slice and a data seed, and run
+    the same program, so they share an architecture and a kernel. From the largest down, a
+    member joins the open group unless its padding would exceed `max_padding` or the group
+    `memory_budget`.
 
     Args:
       configs: the members.
       data_sizes: number of training samples and width of an activation, (n, d_in), by slice.
-      train_config: for batch size, `path`, `max_padding` and `memory_budget`.
+      train_config: for batch size, `kernel`, `data_seed`, `max_padding` and `memory_budget`.
+      placement: where the groups are trained; JAX's first device if `None`.
 
     Returns:
       The plan, the same for the same arguments on the same kind of device.
 
     Raises:
-      ValueError: if a member alone exceeds the memory budget.
+      ValueError: if a member alone exceeds the memory budget, or its architecture is not served
+        by the kernel that is asked for.
     """
+    placement = placement or Placement.default()
     max_padding = train_config.max_padding
     if max_padding is None:
-        max_padding = DEFAULT_MAX_PADDING.get(jax.default_backend(), ACCELERATOR_MAX_PADDING)
-    budget = train_config.memory_budget or _device_memory()
+        max_padding = MAX_PADDING.get(placement.platform, ACCELERATOR_MAX_PADDING)
+    budget = train_config.memory_budget or placement.memory
     batch_size = train_config.batch_size
 
-    alike: dict[tuple[DataSlice, str], list[int]] = {}
+    alike: dict[tuple[DataSlice, str, int, SAEConfig], list[int]] = {}
     for i, config in enumerate(configs):
-        path = _path(config, data_sizes[config.data_slice][1], train_config)
-        alike.setdefault((config.data_slice, path), []).append(i)
+        kernel = _kernel(config, data_sizes[config.data_slice][1], train_config, placement)
+        data_seed = train_config.data_seed if config.data_seed is None else config.data_seed
+        key = config.data_slice, kernel, data_seed, config.template
+        alike.setdefault(key, []).append(i)
 
     groups: list[Group] = []
-    for (data_slice, path), members in alike.items():
+    for (data_slice, kernel, _, _), members in alike.items():
         group_of = partial(
             _group,
             configs=configs,
             data_slice=data_slice,
             data_size=data_sizes[data_slice],
             batch_size=batch_size,
-            path=path,
+            kernel=kernel,
             budget=budget,
+            on_cpu=placement.platform == "cpu",
         )
         open_group: Group | None = None
         for i in sorted(members, key=lambda i: -configs[i].d_sae):
@@ -168,17 +157,28 @@ def plan_sweep(
     return Plan(tuple(groups))
 
 
-def _path(config: SAEConfig, d_in: int, train_config: TrainConfig) -> str:
-    """The path that a member asks for, or the one that should be fastest for it."""
-    if train_config.path != "auto":
-        return train_config.path
-    if jax.default_backend() != "cpu":
+def _kernel(config: SAEConfig, d_in: int, train_config: TrainConfig, placement: Placement) -> str:
+    """The kernel that is asked for, or the one that should be fastest for a member."""
+    # What an auxiliary loss adds needs all latents.
+    serving = () if config.aux_coefficient else architecture_of(config).kernels
+    if train_config.kernel != "auto":
+        if train_config.kernel not in ("dense", *serving):
+            raise ValueError(
+                f"kernel is {train_config.kernel!r}; {config} is served by 'auto', 'dense'"
+                + "".join(f", {name!r}" for name in serving)
+            )
+        return train_config.kernel
+    if placement.platform != "cpu":
         return "dense"
-    dtype = train_config.compute_dtype
-    if config.d_sae >= max(SPARSE_MIN_D_SAE, SPARSE_MIN_RATIO[dtype] * config.k):
-        return "sparse"
-    pays = dtype != "bfloat16" and d_in * config.d_sae >= COMPACT_MIN_WEIGHTS
-    return "compact" if pays else "dense"
+    dtype, k = train_config.compute_dtype, config.k
+    if (
+        "selected_rows" in serving
+        and k is not None
+        and config.d_sae >= max(SELECTED_MIN_D_SAE, SELECTED_MIN_RATIO[dtype] * k)
+    ):
+        return "selected_rows"
+    pays = dtype != "bfloat16" and d_in * config.d_sae >= FIRING_MIN_WEIGHTS
+    return "firing_rows" if pays and "firing_rows" in serving else "dense"
 
 
 def _group(
@@ -187,26 +187,28 @@ def _group(
     data_slice: DataSlice,
     data_size: tuple[int, int],
     batch_size: int,
-    path: str,
+    kernel: str,
     budget: int,
+    on_cpu: bool,
 ) -> Group:
     num_samples, d_in = data_size
     sizes = [configs[i].d_sae for i in members]
     width = max(sizes)
-    largest_k = max(configs[i].k for i in members)
+    largest_k = max(configs[i].k or 0 for i in members)
     num_params = 2 * d_in * width + width + d_in
     # Pre-activations, latents and their gradients; reconstruction, error, its gradient.
     num_activations = batch_size * (4 * width + 3 * d_in)
     state_bytes = _FLOAT_BYTES * _STATE_COPIES * num_params * len(members)
     in_turn_on_cpu = len(members) == 1 or state_bytes > SIDE_BY_SIDE_MAX_BYTES
-    one_by_one = path != "dense" or (jax.default_backend() == "cpu" and in_turn_on_cpu)
-    num_at_once = 1 if one_by_one else len(members)
+    # Side by side every width of the kernel on firing rows would be computed.
+    sequential = kernel != "dense" or (on_cpu and in_turn_on_cpu)
+    num_at_once = 1 if sequential else len(members)
     data_floats = num_samples * d_in
     training = (
         len(members) * _STATE_COPIES * num_params
         + num_at_once * (_STEP_COPIES * num_params + num_activations)
-        + one_by_one * _STATE_COPIES * num_params
-        + data_floats
+        + sequential * _STATE_COPIES * num_params
+        + 2 * data_floats  # An epoch's batches are a copy.
     )
     restoring = len(members) * _RESTORE_COPIES * num_params
     # Pre-activations, latents, their magnitudes and what selection compares; cosines of as
@@ -215,17 +217,17 @@ def _group(
     scoring_one = int(_SCORE_COPIES * num_params) + num_score_activations
     results = len(members) * _RESULT_COPIES * num_params + data_floats
     num_fit = (budget // _FLOAT_BYTES - results) // scoring_one
-    scored_at_once = 1 if one_by_one else min(max(num_fit, 1), len(members))
+    scored_at_once = 1 if sequential else min(max(num_fit, 1), len(members))
     num_floats = max(training, restoring, results + scored_at_once * scoring_one)
-    # All latents enter the encoder's product, and these the other four: all on the dense
-    # path, those that may fire on the compact one, the k of a sample on the sparse one.
+    # All latents enter the encoder's product, and these the other four: all with the dense
+    # kernel, those that may fire, or the k of a sample.
     in_others = {
         "dense": [width] * len(members),
-        "compact": sizes,
-        "sparse": [largest_k] * len(members),
-    }[path]
+        "firing_rows": sizes,
+        "selected_rows": [largest_k] * len(members),
+    }[kernel]
     columns = sum(width + 4 * others for others in in_others)
-    padding_cost = COMPACT_PADDING_COST if path == "compact" else 1
+    padding_cost = FIRING_PADDING_COST if kernel == "firing_rows" else 1
     return Group(
         members=members,
         data_slice=data_slice,
@@ -233,16 +235,8 @@ def _group(
         padding=padding_cost * (1 - sum(sizes) / (width * len(sizes))),
         num_bytes=_FLOAT_BYTES * num_floats,
         flops_per_step=2 * batch_size * d_in * columns,
-        path=path,
-        k_max=largest_k if path == "sparse" else None,
-        one_by_one=one_by_one,
+        kernel=kernel,
+        k_max=largest_k if kernel == "selected_rows" else None,
+        sequential=sequential,
         scored_at_once=scored_at_once,
     )
-
-
-def _device_memory() -> int:
-    """Bytes that a group may take unless the user says otherwise."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(0.8 * stats["bytes_limit"])
-    return memory_limit() // 2

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_jax.data import ActivationData, DataSlice
-from sae_jax.manifest import MANIFEST_NAME
-from sae_jax.store import ActivationStore, Selection, Split
+from sae_jax.activations.manifest import MANIFEST_NAME
+from sae_jax.activations.selection import Selection, Split
+from sae_jax.activations.slices import ActivationData, DataSlice
+from sae_jax.activations.store import ActivationStore
 
 _SPLIT_SETTINGS = ("train_fraction", "split_seed")
 _FROM_FOLDER = "activations_from_folder"

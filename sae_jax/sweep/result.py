@@ -15,10 +15,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from sae_jax.activations.locks import LOCK_NAME, lock
+from sae_jax.architectures.base import PARAM_NAMES, SAE
+from sae_jax.architectures.registry import architecture_of
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.formats import native
-from sae_jax.locks import LOCK_NAME, lock
-from sae_jax.sae import PARAM_NAMES, TopKSAE
 from sae_jax.sweep.provenance import as_saved
 
 MANIFEST_NAME = "sweep.json"
@@ -52,8 +53,8 @@ class Member:
 
     Attributes:
       config: what it was trained with.
-      params: `w_enc [D, F]`, `b_enc [F]`, `w_dec [F, D]`, `b_dec [D]`, of its true size. Those
-        of a sweep on disk are read when they are asked for.
+      params: `w_enc [D, F]`, `b_enc [F]`, `w_dec [F, D]`, `b_dec [D]`, of its true size, and what
+        else its architecture has. Those of a sweep on disk are read when they are asked for.
       metrics: scalars by name, on the validation samples; without meaning if it diverged.
       firing_rate: `[F]`, on the validation samples.
       losses: of every training step, each before its update, `[num_steps]`.
@@ -69,9 +70,9 @@ class Member:
     losses: np.ndarray
     diverged_at: int | None = None
 
-    def sae(self) -> TopKSAE:
-        """The trained SAE."""
-        return TopKSAE(self.params, self.config.k)
+    def sae(self) -> SAE:
+        """The trained SAE, of the class that the config's architecture names."""
+        return architecture_of(self.config).from_params(self.params, self.config)
 
     def row(self) -> dict[str, Any]:
         """Config, metrics and divergence in one flat dict; no metrics of one that diverged."""
@@ -114,7 +115,7 @@ class SweepResult:
         """The members' configs."""
         return [member.config for member in self.members]
 
-    def sae(self, i: int) -> TopKSAE:
+    def sae(self, i: int) -> SAE:
         """The trained SAE of member i."""
         return self.members[i].sae()
 
@@ -179,7 +180,7 @@ class SweepResult:
                     f" reads {_FORMAT!r} up to {_FORMAT_VERSION}"
                 )
             read = _members_of_version_1 if manifest["version"] == 1 else _members
-            train_config = TrainConfig(**manifest["train_config"])
+            train_config = TrainConfig(**renamed(manifest["train_config"]))
             return cls(list(read(folder, manifest)), train_config, dict(manifest["data"]))
         except _DAMAGES as error:
             raise ValueError(f"the sweep in {folder} is damaged: {error!r}") from error
@@ -196,7 +197,7 @@ class SweepWriter:
     def write(self, i: int, member: Member) -> None:
         """Writes member i, which nothing needs to keep in memory any longer."""
         folder = self._partial / f"{i:05d}"
-        native.save(member.sae(), folder, _jsonable(member.row()))
+        native.save(member.sae(), folder, _jsonable(member.row()), config=member.config)
         history = {"losses": member.losses, "firing_rate": member.firing_rate}
         save_file(
             {name: np.ascontiguousarray(array) for name, array in history.items()},
@@ -287,6 +288,19 @@ def _members_of_version_1(folder: Path, manifest: Mapping[str, Any]) -> Iterator
             yield Member(config, params, metrics, firing_rate, losses, diverged_at)
 
 
+_KERNELS_1 = {"auto": "auto", "dense": "dense", "compact": "firing_rows", "sparse": "selected_rows"}
+
+
+def renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A training config's or a group's fields, under today's names for what were paths."""
+    fields = dict(fields)
+    if "path" in fields:
+        fields["kernel"] = _KERNELS_1[fields.pop("path")]
+    if "one_by_one" in fields:
+        fields["sequential"] = fields.pop("one_by_one")
+    return fields
+
+
 def _members_name(manifest: Mapping[str, Any]) -> str:
     name = manifest["folder"] if manifest["version"] > 1 else MEMBERS_NAMES[0]
     if name not in MEMBERS_NAMES:
@@ -296,9 +310,7 @@ def _members_name(manifest: Mapping[str, Any]) -> str:
 
 def _config_and_params(folder: Path, entry: Mapping[str, Any]) -> tuple[SAEConfig, "_StoredParams"]:
     config = SAEConfig(**entry["config"])
-    there = native.read_config(folder)
-    if (there["architecture"], there.get("rule"), there.get("k")) != ("topk", "abs", config.k):
-        raise ValueError(f"{folder} holds {there}; the sweep says {config}")
+    native.check_holds(folder, config)
     params = _StoredParams(folder / native.WEIGHTS)
     if params.shape("w_dec")[0] != config.d_sae:
         raise ValueError(f"{folder} has w_dec {params.shape('w_dec')}; the sweep says {config}")
@@ -311,20 +323,21 @@ class _StoredParams(Mapping[str, np.ndarray]):
     def __init__(self, path: Path):
         self._path = path
         with safe_open(path, framework="numpy") as file:
-            if sorted(file.keys()) != sorted(PARAM_NAMES):
-                raise ValueError(f"{path} holds {sorted(file.keys())}; expected {PARAM_NAMES}")
+            self._names = sorted(file.keys())
+        if missing := sorted({*PARAM_NAMES} - {*self._names}):
+            raise ValueError(f"{path} lacks {missing}; it holds {self._names}")
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in PARAM_NAMES:
+        if name not in self._names:
             raise KeyError(name)
         with safe_open(self._path, framework="numpy") as file:
             return file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(PARAM_NAMES)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(PARAM_NAMES)
+        return len(self._names)
 
     def shape(self, name: str) -> tuple[int, ...]:
         with safe_open(self._path, framework="numpy") as file:

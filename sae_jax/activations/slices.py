@@ -1,0 +1,139 @@
+"""From what a user passes as data to arrays on the device and batches of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_jax.activations.arrays import as_float32
+from sae_jax.activations.selection import Position, Selection, Split
+from sae_jax.activations.store import ActivationStore
+
+DataSlice = tuple[int | None, Position | None]
+"""(layer, position), or (None, None) for an array that says neither."""
+
+ActivationData = np.ndarray | Selection | Sequence[Selection] | Mapping[DataSlice, np.ndarray]
+
+
+class Slices(Mapping[DataSlice, np.ndarray]):
+    """Checked activations by the (layer, position) that they come from, float32 `[n, D]`.
+
+    A selection of a store is read whenever it is asked for, so that a sweep over many slices
+    holds one at a time.
+
+    Attributes:
+      shapes: (n, D) of each slice.
+      constant: the slices whose rows are all equal, so that there is no variance to explain.
+    """
+
+    def __init__(self, sources: Mapping[DataSlice, Any], name: str):
+        """Checks every source, reading each once.
+
+        Raises:
+          ValueError: as `slices_of` does.
+        """
+        self._sources = dict(sources)
+        self._names = {key: f"{name}{of_slice(key)}" for key in sources}
+        self.shapes: dict[DataSlice, tuple[int, int]] = {}
+        self.constant: list[DataSlice] = []
+        for data_slice in sources:
+            x = self[data_slice]
+            self.shapes[data_slice] = x.shape[0], x.shape[1]
+            if (x == x[0]).all():
+                self.constant.append(data_slice)
+        if len(widths := {d_in for _, d_in in self.shapes.values()}) > 1:
+            raise ValueError(
+                f"{name} mixes activations of widths {sorted(widths)}; expected one width"
+            )
+
+    def __getitem__(self, data_slice: DataSlice) -> np.ndarray:
+        source = self._sources[data_slice]
+        array = source.read() if isinstance(source, Selection) else source
+        return _checked(array, self._names[data_slice])
+
+    def __iter__(self) -> Iterator[DataSlice]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @property
+    def d_in(self) -> int:
+        """Width D of an activation."""
+        return next(iter(self.shapes.values()))[1]
+
+
+def slices_of(data: ActivationData, name: str) -> Slices:
+    """The arrays in `data` by the (layer, position) that they come from.
+
+    Args:
+      data: one float array `[n, D]`, NumPy's, JAX's or PyTorch's; one selection of a store;
+        several of them; or a mapping from (layer, position) to arrays.
+      name: what to call `data` in errors.
+
+    Returns:
+      float32 arrays `[n, D]`, all of one D.
+
+    Raises:
+      ValueError: if there is no slice, or the same one twice, or an array is not 2-D, not
+        floating, masked, empty, not finite in float32, or of another width than the rest.
+    """
+    sources: dict[DataSlice, Any] = {}
+    for data_slice, source in _unchecked_slices(data):
+        if not (isinstance(data_slice, tuple) and len(data_slice) == 2):
+            raise ValueError(f"{name} names a slice {data_slice!r}; expected (layer, position)")
+        if data_slice in sources:
+            raise ValueError(
+                f"{name} holds{of_slice(data_slice).removeprefix(' of')} more than once"
+            )
+        sources[data_slice] = source
+    if not sources:
+        raise ValueError(f"{name} holds no activations")
+    return Slices(sources, name)
+
+
+def _unchecked_slices(data: ActivationData) -> Iterator[tuple[Any, Any]]:
+    if isinstance(data, Mapping):
+        yield from data.items()
+    elif isinstance(data, Selection):
+        yield (data.layer, data.position), data
+    elif isinstance(data, Sequence) and all(isinstance(part, Selection) for part in data):
+        yield from (((part.layer, part.position), part) for part in data)
+    else:
+        yield (None, None), data
+
+
+def of_slice(data_slice: DataSlice) -> str:
+    """What follows the name of some activations in a message: which slice they are of."""
+    layer, position = data_slice
+    return "" if layer is None else f" of layer {layer}, position {position}"
+
+
+def _checked(data: Any, name: str) -> np.ndarray:
+    array = _as_numpy(data, name)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"{name} has shape {array.shape}; expected [n, d_in], neither of them 0")
+    array = as_float32(array, name)
+    bad_rows = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if bad_rows.size:
+        raise ValueError(
+            f"{name} is not finite in {bad_rows.size} of {len(array)} rows, the first of them"
+            f" row {bad_rows[0]}; expected finite float32 values"
+        )
+    return array
+
+
+def _as_numpy(data: Any, name: str) -> np.ndarray:
+    """The array that `data` is, also where NumPy alone would fail."""
+    if isinstance(data, (str, Path, ActivationStore, Split)):
+        raise ValueError(
+            f"{name} is a {type(data).__name__}; expected a float array [n, d_in] or a selection,"
+            " as store.select(layer=..., position=...).split().train"
+        )
+    if type(data).__module__.partition(".")[0] == "torch":
+        if not data.is_floating_point():
+            raise ValueError(f"{name} has dtype {data.dtype}; expected a floating dtype")
+        # NumPy takes no bfloat16 of PyTorch's, and nothing that waits for a gradient.
+        data = data.detach().float().cpu().numpy()
+    return np.asanyarray(data)

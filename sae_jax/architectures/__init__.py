@@ -1,0 +1,1 @@
+"""Sparse autoencoders, one file each."""

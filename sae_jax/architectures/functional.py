@@ -1,0 +1,64 @@
+"""An SAE as a function of its arrays, so that one traced program serves many members."""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sae_jax.architectures.base import SAE, Arrays, Hyperparameters, init_params
+from sae_jax.architectures.registry import architecture_of
+from sae_jax.configs import SAEConfig
+
+
+def initial(
+    template: SAEConfig, hyper: Hyperparameters, d_in: int, width: int
+) -> tuple[Arrays, Arrays]:
+    """What a member trains, and what it keeps but does not train, before its first step.
+
+    Args:
+      template: `SAEConfig.template` of the member.
+      hyper: its hyperparameters, all `[]`.
+      d_in: width D of an activation vector.
+      width: latents F to allocate, at least its d_sae.
+    """
+    params = init_params(jax.random.key(hyper.seed), d_in, hyper.d_sae, width)
+    sae = architecture_of(template).from_params(params, template)
+    sae.start_training(template)
+    return split(sae)
+
+
+def split(sae: SAE) -> tuple[Arrays, Arrays]:
+    """The trained arrays of an SAE by name, and those that it keeps but does not train."""
+    states: Any = nnx.split(sae, nnx.Param, nnx.Variable, ...)
+    return nnx.to_pure_dict(states[1]), nnx.to_pure_dict(states[2])
+
+
+def merge(template: SAEConfig, params: Arrays, kept: Arrays, hyper: Hyperparameters) -> SAE:
+    """The SAE around arrays, padded or not, and around traced hyperparameters.
+
+    A padding latent is zero in every parameter. Where an architecture ranks latents, its
+    pre-activation is 0 at an index above all true latents, and ties go to the lower index:
+    while k <= d_sae it is never selected, so its gradient is 0 and it stays zero.
+    """
+    states = (params, kept) if kept else (params,)
+    sae = nnx.merge(_graphdef(template), *states)
+    sae.set_hyperparameters(hyper)
+    return sae
+
+
+@cache
+def _graphdef(template: SAEConfig) -> Any:
+    def blank() -> SAE:
+        params = {
+            "w_enc": jnp.zeros((1, 1)),
+            "b_enc": jnp.zeros(1),
+            "w_dec": jnp.zeros((1, 1)),
+            "b_dec": jnp.zeros(1),
+        }
+        sae = architecture_of(template).from_params(params, template)
+        sae.start_training(template)
+        return sae
+
+    return nnx.graphdef(nnx.eval_shape(blank))

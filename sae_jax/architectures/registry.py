@@ -1,0 +1,36 @@
+"""The architectures that a config may name."""
+
+from sae_jax.architectures.base import SAE
+from sae_jax.architectures.topk import TopKSAE
+from sae_jax.configs import SAEConfig
+
+ARCHITECTURES: dict[str, type[SAE]] = {
+    "abs_topk": TopKSAE,
+    "topk": TopKSAE,
+}
+
+
+def register(name: str, architecture: type[SAE]) -> None:
+    """Lets configs name an architecture that is defined elsewhere, until the process ends.
+
+    A sweep of such members is loaded by a process that has registered the same name.
+
+    Raises:
+      ValueError: if the name is taken.
+    """
+    if ARCHITECTURES.setdefault(name, architecture) is not architecture:
+        raise ValueError(f"architecture {name!r} is taken by {ARCHITECTURES[name].__name__}")
+
+
+def architecture_of(config: SAEConfig) -> type[SAE]:
+    """The class that a config names.
+
+    Raises:
+      ValueError: if no architecture has the name.
+    """
+    if config.architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"architecture is {config.architecture!r}; allowed are {sorted(ARCHITECTURES)}, and"
+            " those that `sae_jax.register` adds"
+        )
+    return ARCHITECTURES[config.architecture]

@@ -1,0 +1,1 @@
+"""How well a sparse autoencoder reconstructs, and what its latents do."""

@@ -1,0 +1,1 @@
+"""Numerics below an architecture: matrix products, exact top-k, and kernels."""

@@ -1,0 +1,50 @@
+"""Constants that were tuned to processors; results do not depend on them.
+
+`python experiments/benchmark.py --sections=d_sae,k` times the kernels by size on the machine that
+it runs on. The crossings here are from CPUs, where alone a kernel other than the dense one is
+chosen unasked; `experiments/results/kernels.md` has the measurements.
+"""
+
+# From how many latents on, and how many for each one kept, the kernel on selected rows is faster.
+SELECTED_MIN_D_SAE = 1024
+SELECTED_MIN_RATIO = {"float32": 64, "tf32": 64, "bfloat16": 80}
+
+# From how many weights of an encoder on the kernel on firing rows is faster than the dense one in
+# float32, on real activations. bfloat16 products leave less to save: there a step gained up to
+# 1.3 times at d_sae / k = 20 and lost a tenth at 5, so it is chosen only by name.
+FIRING_MIN_WEIGHTS = 200_000
+
+# What a padding latent costs the kernel on firing rows in relation to others: it never fires, but
+# is encoded and optimized, which takes about a third of the time of a step.
+FIRING_PADDING_COST = 1 / 3
+
+# Into how many equal steps the widths of the kernel on firing rows divide the dictionary: more
+# waste less, and compile longer. A width is a multiple of the rows that a product takes at a time.
+FIRING_NUM_WIDTHS = 8
+FIRING_WIDTH_MULTIPLE = 16
+
+# Samples of a latent whose share of its gradient the kernel on selected rows gathers. A dense
+# product adds the samples that a latent has beyond these.
+SELECTED_NUM_SLOTS = 8
+
+# Gathers that XLA fuses into one pass over the sums: one each reads and writes these as often as
+# the rows themselves.
+SELECTED_UNROLL = 8
+
+# Samples whose selected rows are gathered before they are multiplied.
+SELECTED_SAMPLES_AT_ONCE = 16
+
+# Latents of a row that `top_k_indices` takes for a block.
+TOP_K_BLOCK = 16
+
+# Largest share of a group's arithmetic that padding may take unless the user says otherwise. A
+# CPU pays for padded work in full, and for another group with seconds of compilation: the
+# published grid takes as long at 0 as at 0.1, and longer at 0.2. An accelerator that small
+# members leave idle should bear more; there it is a judgment.
+MAX_PADDING = {"cpu": 0.05}
+ACCELERATOR_MAX_PADDING = 0.5
+
+# Up to how many bytes of parameters and moments members train side by side on a CPU. Larger groups
+# are up to 14 % faster in turns, when more of a member's state stays in the caches; small ones
+# up to 34 % slower, when starting an operation is what costs.
+SIDE_BY_SIDE_MAX_BYTES = 2**26

@@ -1,0 +1,70 @@
+"""Where the batches of an epoch come from."""
+
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sae_jax.sweep.placement import Placement
+
+
+class Batches(NamedTuple):
+    """The batches of one epoch.
+
+    Attributes:
+      full: `[num_full, b, D]`.
+      rest: what is left over for a last, smaller batch, `[r, D]` with r < b; perhaps nothing.
+    """
+
+    full: jax.Array
+    rest: jax.Array
+
+
+class BatchSource(Protocol):
+    """Samples that come in batches.
+
+    Attributes:
+      num_samples: samples in an epoch.
+      d_in: width D of a sample.
+    """
+
+    num_samples: int
+    d_in: int
+
+    def epoch(self, data_seed: int, epoch: int) -> Batches:
+        """The batches of an epoch, every sample in one of them, in an order of its own."""
+
+
+class InMemory:
+    """Samples that lie on the device; an epoch's batches are a permuted copy of them."""
+
+    def __init__(self, x: np.ndarray, batch_size: int, placement: Placement):
+        """Puts the samples `[n, D]` on the device."""
+        self.num_samples, self.d_in = x.shape
+        self._x = placement.put(jnp.asarray(x))
+        self._batch_size = batch_size
+
+    def epoch(self, data_seed: int, epoch: int) -> Batches:
+        """The batches of an epoch; equal seeds and epochs give equal batches."""
+        return _gathered(
+            self._x, jnp.uint32(data_seed), jnp.int32(epoch), batch_size=self._batch_size
+        )
+
+
+@partial(jax.jit, static_argnames="batch_size")
+def _gathered(x: jax.Array, data_seed: jax.Array, epoch: jax.Array, *, batch_size: int) -> Batches:
+    order = epoch_order(data_seed, epoch, len(x))
+    num_full = len(x) // batch_size
+    full, rest = jnp.split(order, [num_full * batch_size])
+    return Batches(x[full].reshape(num_full, batch_size, x.shape[1]), x[rest])
+
+
+def epoch_order(data_seed: jax.Array | int, epoch: jax.Array | int, num_samples: int) -> jax.Array:
+    """The order, `[num_samples]`, in which an epoch visits the samples.
+
+    It depends on nothing else, so that all members of a data seed see the same batches.
+    """
+    key = jax.random.fold_in(jax.random.key(data_seed), epoch)
+    return jax.random.permutation(key, jnp.arange(num_samples, dtype=jnp.int32))

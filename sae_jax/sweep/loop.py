@@ -1,0 +1,383 @@
+"""Training a sweep: plan, train each group epoch by epoch, score its members."""
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from sae_jax.activations.slices import ActivationData, DataSlice, Slices, of_slice, slices_of
+from sae_jax.architectures.base import Arrays, Hyperparameters
+from sae_jax.architectures.registry import architecture_of
+from sae_jax.configs import SAEConfig, TrainConfig
+from sae_jax.metrics.evaluate import evaluate_group
+from sae_jax.sweep.batches import BatchSource, InMemory
+from sae_jax.sweep.checkpoints import GroupCheckpoints, SweepCheckpoints, fingerprint
+from sae_jax.sweep.placement import Placement
+from sae_jax.sweep.plan import Group, Plan, plan_sweep
+from sae_jax.sweep.preemption import Preempted, preemption_notice
+from sae_jax.sweep.provenance import described
+from sae_jax.sweep.result import (
+    Member,
+    SweepResult,
+    check_data,
+    check_free,
+    divergence,
+    writing_sweep,
+)
+from sae_jax.sweep.step import Optimizer, Program, adam, init_group, train_epoch
+
+# Above which share of the variance in 1 % of the rows a sweep warns; a normal distribution's is
+# below 0.02 in the widths of language models.
+MAX_OUTLIER_SHARE = 0.25
+
+
+def train_sweep(
+    configs: Sequence[SAEConfig],
+    train: ActivationData,
+    val: ActivationData,
+    train_config: TrainConfig | None = None,
+    *,
+    optimizer: Optimizer = adam,
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    data: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> SweepResult:
+    """Trains every member and scores it on the validation samples.
+
+    A member's parameters are those that it would get alone, up to the order of
+    floating-point sums: its random numbers depend on its own config, and all members of a
+    data slice see the same batches.
+
+    Args:
+      configs: the members.
+      train: training activations: an array `[n, D]`, a selection of a store, a sequence of
+        selections, or a mapping from (layer, position) to arrays.
+      val: validation activations, likewise.
+      train_config: what the members share.
+      optimizer: makes the optimizer of a learning rate, which is traced, as
+        `lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))` does; Adam
+        as in the published experiment unless named. It is called once for each program that
+        is compiled, so it has to be one function and not a new one at every call. An update
+        of a zero gradient at a zero parameter has to be zero, or padding would not stay so.
+      checkpoint_dir: where to keep checkpoints. If there are some of this sweep already,
+        training goes on from the last one and ends with the parameters, history and
+        metrics of an uninterrupted run. On SIGTERM the epoch in progress is finished and
+        saved, and `Preempted` is raised.
+      checkpoint_every: epochs from one checkpoint to the next, besides the last of each
+        group; `None` for as many as keep the making of checkpoints below 5 % of the time.
+        Results do not depend on it.
+      output: folder to save the sweep to, as `SweepResult.save` would. Members are written as
+        their group is done, and read when they are asked for: a sweep then needs no more
+        memory than its largest group.
+      overwrite: whether to replace a sweep in `output`.
+      data: JSON values that say where the activations came from, kept with the result beside
+        what selections say of themselves.
+      progress: whether to show a progress bar.
+
+    Returns:
+      The trained members in the order of `configs`.
+
+    Raises:
+      ValueError: if there are no members, or one twice; activations are not finite float
+        arrays `[n, D]` of one width; a member's data slice is not among them, or does not
+        fit memory; `data` is not JSON; `output` holds something; or the checkpoints are of
+        another sweep or of other data.
+      Preempted: after SIGTERM, when `checkpoint_dir` holds what is finished.
+    """
+    train_config = train_config or TrainConfig()
+    check_data(data or {})
+    data = described(train) | dict(data or {})
+    if output is not None:
+        check_free(Path(output), overwrite)
+    train_slices, val_slices = slices_of(train, "train"), slices_of(val, "val")
+    configs = _resolved(configs, train_slices, val_slices)
+    for data_slice in val_slices.constant:
+        warnings.warn(
+            f"all rows of val{of_slice(data_slice)} are equal: fvu and r2 are undefined there,"
+            " and come out as NaN",
+            stacklevel=2,
+        )
+    placement = Placement.default()
+    plan = plan_sweep(configs, train_slices.shapes, train_config, placement)
+    members: dict[int, Member] = {}
+    warned: set[DataSlice] = set()
+    with ExitStack() as stack:
+        checkpoints = preempted = None
+        if checkpoint_dir is not None:
+            identity = _identity(configs, train_config, optimizer, train_slices, val_slices)
+            checkpoints = stack.enter_context(
+                SweepCheckpoints.open(checkpoint_dir, identity, plan, checkpoint_every)
+            )
+            plan = checkpoints.plan
+            preempted = stack.enter_context(preemption_notice())
+        bar = stack.enter_context(
+            tqdm(total=train_config.epochs * len(configs), unit="epoch", disable=not progress)
+        )
+        writer = None
+        if output is not None:
+            writer = stack.enter_context(writing_sweep(output, overwrite=overwrite))
+        for i, group in enumerate(plan.groups):
+            if preempted is not None and preempted.is_set():
+                raise Preempted(f"stopped by SIGTERM after {i} of {len(plan.groups)} groups")
+            bar.set_description(f"{len(group.members)} SAEs of d_sae <= {group.width}")
+            group_configs = [configs[member] for member in group.members]
+            program = Program(
+                template=group_configs[0].template,
+                optimizer=optimizer,
+                dtype=train_config.compute_dtype,
+                kernel=group.kernel,
+                k_max=group.k_max,
+                sequential=group.sequential,
+            )
+            x_train = train_slices[group.data_slice]
+            hyper = hyperparameters(group_configs, *x_train.shape)
+            params, kept, losses = _train_group(
+                group,
+                program,
+                hyper,
+                _data_seed(group_configs[0], train_config),
+                InMemory(x_train, train_config.batch_size, placement),
+                train_config,
+                placement,
+                checkpoints.group(i) if checkpoints else None,
+                preempted,
+                bar,
+            )
+            x_val = val_slices[group.data_slice]
+            scores = _scores(group, program, params, kept, hyper, x_val)
+            trained = _members(group_configs, params, kept, scores, losses, x_val)
+            for member, result in zip(group.members, trained, strict=True):
+                _warn_of_outliers(result, len(x_val), warned)
+                if writer:
+                    writer.write(member, result)
+                else:
+                    members[member] = result
+        if writer:
+            writer.finish(train_config, data)
+    if output is not None:
+        return SweepResult.load(output)
+    return SweepResult([members[i] for i in range(len(configs))], train_config, data)
+
+
+def _warn_of_outliers(member: Member, num_samples: int, warned: set[DataSlice]) -> None:
+    """Warns, once a data slice, where a few rows of extreme norm decide the scores."""
+    share, data_slice = member.metrics["outlier_variance_share"], member.config.data_slice
+    # Of fewer samples a single one is more than 1 %.
+    if num_samples >= 100 and share > MAX_OUTLIER_SHARE and data_slice not in warned:
+        warned.add(data_slice)
+        warnings.warn(
+            f"1 % of the rows of val{of_slice(data_slice)} hold {share:.0%} of its variance:"
+            " fvu and explained variance say little of the other rows, of which"
+            " fvu_without_outliers tells; Split.within_norm leaves such rows out",
+            stacklevel=3,
+        )
+
+
+def plan_for(
+    configs: Sequence[SAEConfig], train: ActivationData, train_config: TrainConfig | None = None
+) -> Plan:
+    """The plan that `train_sweep` would follow; print it to see groups, memory and work.
+
+    Raises:
+      ValueError: as `train_sweep` does.
+    """
+    slices = slices_of(train, "train")
+    configs = _resolved(configs, slices, slices)
+    return plan_sweep(configs, slices.shapes, train_config or TrainConfig())
+
+
+def _resolved(
+    configs: Iterable[SAEConfig], train_slices: Slices, val_slices: Slices
+) -> list[SAEConfig]:
+    """The configs, each naming a data slice that there is."""
+    if isinstance(configs, SAEConfig):
+        raise ValueError("configs is one SAEConfig; expected a sequence, [config]")
+    configs = list(configs)
+    if not configs:
+        raise ValueError("the sweep has no members; expected at least one SAEConfig")
+    for i, config in enumerate(configs):
+        if not isinstance(config, SAEConfig):
+            raise ValueError(
+                f"configs[{i}] is {config!r}, a {type(config).__name__}; expected an SAEConfig,"
+                " such as SAEConfig(d_sae=512, k=50)"
+            )
+        architecture_of(config).check(config)
+    if train_slices.keys() != val_slices.keys():
+        raise ValueError(f"train has slices {list(train_slices)}, val has {list(val_slices)}")
+    if train_slices.d_in != val_slices.d_in:
+        raise ValueError(
+            f"train has activations of width {train_slices.d_in}, val of {val_slices.d_in}"
+        )
+    if len(train_slices) == 1:
+        (layer, position) = next(iter(train_slices))
+        configs = [
+            dataclasses.replace(config, layer=layer, position=position)
+            if config.data_slice == (None, None)
+            else config
+            for config in configs
+        ]
+    for config in configs:
+        if config.data_slice not in train_slices:
+            raise ValueError(
+                f"{config} wants (layer, position) {config.data_slice}; the data has"
+                f" {list(train_slices)}"
+            )
+    first: dict[SAEConfig, int] = {}
+    for i, config in enumerate(configs):
+        if (twin := first.setdefault(config, i)) != i:
+            raise ValueError(
+                f"configs[{twin}] and configs[{i}] are both {config}: they would be the same SAE"
+                " twice, and intervals over them too narrow; expected members that differ"
+            )
+    return configs
+
+
+def _identity(
+    configs: Sequence[SAEConfig],
+    train_config: TrainConfig,
+    optimizer: Optimizer,
+    train: Slices,
+    val: Slices,
+) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued."""
+    identity = {
+        "configs": [dataclasses.asdict(config) for config in configs],
+        "train_config": dataclasses.asdict(train_config),
+        "train": {f"{layer}, {position}": fingerprint(x) for (layer, position), x in train.items()},
+        "val": {f"{layer}, {position}": fingerprint(x) for (layer, position), x in val.items()},
+    }
+    if optimizer is not adam:
+        name = getattr(optimizer, "__qualname__", type(optimizer).__qualname__)
+        identity["optimizer"] = f"{optimizer.__module__}.{name}"
+    return identity
+
+
+def _train_group(
+    group: Group,
+    program: Program,
+    hyper: Hyperparameters,
+    data_seed: int,
+    source: BatchSource,
+    train_config: TrainConfig,
+    placement: Placement,
+    checkpoints: GroupCheckpoints | None,
+    preempted: Event | None,
+    bar: tqdm,
+) -> tuple[Arrays, Arrays, np.ndarray]:
+    """What was trained and what was kept, leading axis M, and all losses, `[num_steps, M]`."""
+    initial = partial(init_group, hyper, program=program, d_in=source.d_in, width=group.width)
+    steps_per_epoch = -(-source.num_samples // train_config.batch_size)
+    restored = None
+    if checkpoints:
+        restored = checkpoints.restore(jax.eval_shape(initial), steps_per_epoch)
+    first_epoch, state, *history = restored or (0, initial())
+    del restored  # It holds a state, and each epoch gives up the one before.
+    state = placement.put(state)
+    num_members = len(group.members)
+    bar.update(first_epoch * num_members)
+    for epoch in range(first_epoch, train_config.epochs):
+        batches = source.epoch(data_seed, epoch)
+        state, losses = train_epoch(state, hyper, batches, program=program)
+        if history:
+            # One epoch behind, so that the device never waits for the display.
+            bar.set_postfix(loss=f"{np.median(np.asarray(history[-1])):.4g}", refresh=False)
+        history.append(losses)
+        if checkpoints:
+            stop = preempted is not None and preempted.is_set()
+            last = epoch + 1 == train_config.epochs
+            if stop or last or checkpoints.is_due(epoch + 1):
+                checkpoints.save(epoch + 1, state, _joined(history))
+            if stop and not last:
+                raise Preempted(f"stopped by SIGTERM after epoch {epoch + 1} of a group")
+        bar.update(num_members)
+    # Scoring does not need the optimizer's state, often two thirds of all.
+    return state.params, state.kept, _joined(history)
+
+
+def _joined(history: Sequence[np.ndarray | jax.Array]) -> np.ndarray:
+    return np.concatenate([np.asarray(losses) for losses in history])
+
+
+def _data_seed(config: SAEConfig, train_config: TrainConfig) -> int:
+    return train_config.data_seed if config.data_seed is None else config.data_seed
+
+
+def hyperparameters(configs: Sequence[SAEConfig], num_samples: int, d_in: int) -> Hyperparameters:
+    """What is traced of the members, `[M]` each; defaults that depend on the data are filled in."""
+
+    def stacked(values: Iterable[float], dtype: Any) -> jax.Array:
+        return jnp.array(list(values), dtype)
+
+    return Hyperparameters(
+        seed=stacked((c.seed for c in configs), jnp.uint32),
+        d_sae=stacked((c.d_sae for c in configs), jnp.int32),
+        k=stacked((c.k or 0 for c in configs), jnp.int32),
+        learning_rate=stacked((c.learning_rate for c in configs), jnp.float32),
+        aux_coefficient=stacked((c.aux_coefficient for c in configs), jnp.float32),
+        aux_k=stacked((c.aux_k or min(max(d_in // 2, 1), c.d_sae) for c in configs), jnp.int32),
+        dead_after=stacked((c.dead_after or num_samples for c in configs), jnp.int32),
+    )
+
+
+def _members(
+    configs: Sequence[SAEConfig],
+    params: Arrays,
+    kept: Arrays,
+    scores: Sequence[Mapping[str, float | int | np.ndarray]],
+    losses: np.ndarray,
+    x_val: np.ndarray,
+) -> Iterator[Member]:
+    """The members one by one, each of its true size."""
+    # Samples whose squares overflow have an infinite error under any SAE.
+    overflows = not np.isfinite(np.vdot(x_val, x_val))
+    for i, (config, score) in enumerate(zip(configs, scores, strict=True)):
+        own = jax.device_get({name: array[i] for name, array in (params | kept).items()})
+        scalars = {
+            name: value for name, value in score.items() if not isinstance(value, np.ndarray)
+        }
+        firing_rate = np.asarray(score["firing_rate"])
+        history = losses[:, i].copy()
+        diverged_at = divergence(history, overflows or bool(np.isfinite(score["mse"])))
+        yield Member(
+            config,
+            architecture_of(config).of_true_size(own, config.d_sae),
+            scalars,
+            firing_rate,
+            history,
+            diverged_at,
+        )
+
+
+def _scores(
+    group: Group,
+    program: Program,
+    params: Arrays,
+    kept: Arrays,
+    hyper: Hyperparameters,
+    x_val: np.ndarray,
+) -> list[dict[str, float | int | np.ndarray]]:
+    """Every metric of every member, of as many at once as the plan says."""
+    num_members = len(group.members)
+    scores: list[dict[str, float | int | np.ndarray]] = []
+    while len(scores) < num_members:
+        # The last share is moved back to the size of the others: another would compile anew.
+        first = min(len(scores), num_members - group.scored_at_once)
+        share = slice(first, first + group.scored_at_once)
+        of_share = partial(jax.tree.map, lambda leaf, share=share: leaf[share])
+        found = evaluate_group(
+            program.template, of_share(params), of_share(kept), of_share(hyper), x_val
+        )
+        scores += found[len(scores) - first :]
+    return scores

@@ -1,0 +1,208 @@
+import statistics
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from sae_jax.report.statistics import (
+    compare_paired,
+    compare_rows,
+    summarize,
+    summarize_pairs,
+    summarize_rows,
+)
+
+
+def test_summary_hand_computed():
+    got = summarize([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (got.mean, got.num_values) == (3.0, 5)
+    assert got.sd == pytest.approx(2.5**0.5)
+    # t(0.975, 4 degrees of freedom) = 2.776 in any table; standard error sqrt(2.5 / 5).
+    assert got.half_width == pytest.approx(2.776 * 0.5**0.5, abs=1e-3)
+    assert (got.low + got.high) / 2 == pytest.approx(3.0)
+
+
+def test_interval_covers_the_mean_95_percent_of_the_time():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(7.0, 2.0, size=(2000, 5))
+    summaries = [summarize(row) for row in draws]
+    coverage = np.mean([s.low <= 7.0 <= s.high for s in summaries])
+    assert coverage == pytest.approx(0.95, abs=0.015)
+
+
+def test_float32_scores_are_averaged_in_float64():
+    # float32 has no 25,000,000.75.
+    assert summarize(np.array([1e8, 1, 1, 1], np.float32)).mean == 25_000_000.75
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_value_has_no_interval():
+    got = summarize([4.0])
+    assert got.mean == 4.0
+    assert np.isnan([got.sd, got.low, got.high]).all()
+    with pytest.raises(ValueError, match="one or more values"):
+        summarize([])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("gap", [None, np.nan])
+def test_missing_values_leave_the_interval_of_the_others(gap):
+    got = summarize([1.0, gap, 2.0, 3.0])
+    others = summarize([1.0, 2.0, 3.0])
+    assert (got.mean, got.low, got.high) == (2.0, others.low, others.high)
+    assert (got.num_values, got.num_missing) == (3, 1)
+    nothing = summarize([gap, gap])
+    assert (nothing.num_values, nothing.num_missing) == (0, 2)
+    assert np.isnan([nothing.mean, nothing.low, nothing.half_width]).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinite_values_have_an_infinite_mean_and_no_interval():
+    got = summarize([1.0, np.inf])
+    assert got.mean == np.inf
+    assert np.isnan(got.half_width)
+
+
+def jackknife(score):
+    """Mean over the pairs of a symmetric matrix, and its standard error by definition."""
+    n = len(score)
+    everything = np.mean([score[i, j] for i, j in combinations(range(n), 2)])
+    without = [
+        np.mean([score[i, j] for i, j in combinations(set(range(n)) - {left_out}, 2)])
+        for left_out in range(n)
+    ]
+    return everything, ((n - 1) / n * np.sum((without - np.mean(without)) ** 2)) ** 0.5
+
+
+@given(st.integers(3, 7), st.integers(0, 2**32 - 1))
+def test_pairs_of_seeds_have_the_interval_of_a_jackknife(n, seed):
+    score = np.random.default_rng(seed).random((n, n))
+    score = score + score.T
+    means = (score.sum(axis=1) - np.diag(score)) / (n - 1)
+    got = summarize_pairs(means)
+    mean, error = jackknife(score)
+    assert got.mean == pytest.approx(mean)
+    assert got.sd == pytest.approx(statistics.stdev(means))
+    assert got.half_width == pytest.approx(stats.t.ppf(0.975, n - 1) * error, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_pair_has_no_interval():
+    for values in ([0.3, 0.3], [0.2, 0.4]):
+        got = summarize_pairs(values)
+        assert (got.mean, got.num_values) == (pytest.approx(0.3), 2)
+        assert np.isnan(got.half_width)
+    missing = summarize_pairs([0.3, None, 0.5, 0.4])
+    assert (missing.num_values, missing.num_missing) == (3, 1)
+    assert missing.half_width == summarize_pairs([0.3, 0.5, 0.4]).half_width
+
+
+def test_pairs_cover_the_mean_where_independent_values_would_not():
+    """Scores u_i + u_j of random u have mean 2 E[u]; a ring of pairs is not independent."""
+    rng = np.random.default_rng(0)
+    summaries = []
+    for _ in range(2000):
+        u = rng.normal(size=5)
+        score = u[:, None] + u[None, :]
+        summaries.append(summarize_pairs((score.sum(axis=1) - np.diag(score)) / 4))
+    coverage = np.mean([s.low <= 0.0 <= s.high for s in summaries])
+    assert 0.93 <= coverage <= 0.975
+
+
+def test_paired_comparison_matches_scipy_and_beats_the_unpaired_test():
+    rng = np.random.default_rng(1)
+    shared = rng.normal(0, 5, 8)  # what common random numbers cancel
+    a, b = shared + rng.normal(0, 0.1, 8), shared + 0.5 + rng.normal(0, 0.1, 8)
+    got = compare_paired(a, b)
+    expected = stats.ttest_rel(b, a)
+    assert got.p_value == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval(0.95)
+    assert (got.difference.low, got.difference.high) == pytest.approx((interval.low, interval.high))
+    assert got.p_value < 0.001 < 0.5 < stats.ttest_ind(a, b).pvalue
+
+
+def test_equal_differences():
+    assert compare_paired([1.0, 2.0], [1.0, 2.0]).p_value == 1.0
+    equal, single = compare_paired([1.0, 2.0], [3.0, 4.0]), compare_paired([1.0], [3.0])
+    assert equal.p_value == 0.0
+    assert np.isnan(single.p_value)
+    for got in (equal, single):
+        assert got.difference.mean == 2.0
+    with pytest.raises(ValueError, match="equally many"):
+        compare_paired([1.0], [1.0, 2.0])
+
+
+def rows():
+    return [
+        {"d_sae": d, "k": 50, "seed": seed, "fvu": value}
+        for d, seed, value in [(250, 0, 0.4), (512, 1, 0.3), (250, 1, 0.5), (512, 0, 0.1)]
+    ]
+
+
+def test_rows_are_grouped_and_paired_by_seed():
+    small, large = summarize_rows(rows(), ["fvu"])
+    assert (small["d_sae"], small["k"], small["fvu"].mean) == (250, 50, pytest.approx(0.45))
+    assert (large["d_sae"], large["fvu"].mean) == (512, pytest.approx(0.2))
+    # Of a score that is no mean over pairs, two seeds have an interval.
+    assert small["fvu"] == summarize([0.4, 0.5])
+    assert summarize_rows(rows()[:1], ["fvu"])[0]["fvu"].mean == 0.4
+    got = compare_rows(rows(), "fvu", {"d_sae": 250}, {"d_sae": 512})
+    # Seed 0: 0.1 - 0.4; seed 1: 0.3 - 0.5.
+    assert got.difference == summarize([0.1 - 0.4, 0.3 - 0.5])
+
+
+def test_only_seeds_are_pooled():
+    """A learning rate, a layer or a position more is another setting, not another seed."""
+    for field, values in (("layer", (3, 4)), ("learning_rate", (1e-3, 1e-2)), ("position", (0, 1))):
+        table = [row | {field: value, "fvu": 10 * value} for value in values for row in rows()]
+        got = summarize_rows(table, ["fvu"])
+        assert [(row["d_sae"], row[field], row["fvu"].mean) for row in got] == [
+            (d_sae, value, 10 * value) for value in values for d_sae in (250, 512)
+        ]
+        assert all(row["fvu"].sd == 0 for row in got)
+        message = f"{{'d_sae': 250}} matches 4 rows of several settings, which differ in {field}"
+        with pytest.raises(ValueError, match=message):
+            compare_rows(table, "fvu", {"d_sae": 250}, {"d_sae": 512})
+
+
+def test_a_data_seed_repeats_a_setting():
+    table = [row | {"data_seed": row["seed"] + 7} for row in rows()]
+    assert [row["fvu"].num_values for row in summarize_rows(table, ["fvu"])] == [2, 2]
+
+
+@pytest.mark.parametrize("column", ["feature_stability", "feature_stability_matched"])
+def test_stability_is_summarized_by_pairs(column):
+    table = [
+        {"d_sae": 8, "k": 2, "seed": seed, column: value}
+        for seed, value in enumerate([0.2, 0.3, 0.7])
+    ]
+    got = summarize_rows(table, [column])[0][column]
+    assert got == summarize_pairs([0.2, 0.3, 0.7])
+
+
+def test_pairs_with_a_gap_are_missing():
+    got = compare_paired([1.0, None, 2.0, 3.0], [2.0, 5.0, np.nan, 5.0])
+    assert got.difference == summarize([1.0, None, None, 2.0])
+    assert got.p_value == pytest.approx(stats.ttest_rel([2.0, 5.0], [1.0, 3.0]).pvalue)
+
+
+def test_rows_that_do_not_pair_are_named():
+    with pytest.raises(ValueError, match=r"seeds do not pair: \[0, 1\] and \[0\]"):
+        compare_rows(
+            [row for row in rows() if (row["d_sae"], row["seed"]) != (512, 1)],
+            "fvu",
+            {"d_sae": 250},
+            {"d_sae": 512},
+        )
+    with pytest.raises(ValueError, match=r"'k': 50} matches 4 rows of several .* differ in d_sae;"):
+        compare_rows(rows(), "fvu", {"k": 50}, {"d_sae": 512})
+    two_k = rows() + [row | {"k": 8} for row in rows()]
+    with pytest.raises(ValueError, match=r"'seed': 0} matches 4 rows of .* differ in d_sae, k;"):
+        compare_rows(two_k, "fvu", {"seed": 0}, {"d_sae": 512})
+    with pytest.raises(ValueError, match=r"'d_sae': 250} matches 4 rows of 2 seeds"):
+        compare_rows(rows() + rows(), "fvu", {"d_sae": 250}, {"d_sae": 512})
+    with pytest.raises(ValueError, match="matches 0 rows"):
+        compare_rows(rows(), "fvu", {"d_sae": 250}, {"d_sae": 1})

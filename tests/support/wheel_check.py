@@ -1,0 +1,23 @@
+"""Trains two members with the installed package, far from the checkout."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import sae_jax
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+package = Path(sae_jax.__file__).resolve()
+assert "site-packages" in package.parts and CHECKOUT / "sae_jax" not in package.parents, package
+assert (package.parent / "py.typed").exists()
+
+x = np.random.default_rng(0).normal(size=(200, 16)).astype(np.float32)
+configs = sae_jax.grid(d_sae=32, k=4, seed=range(2))
+config = sae_jax.TrainConfig(epochs=3, batch_size=32)
+result = sae_jax.train_sweep(configs, x[:160], x[160:], config, progress=False)
+assert all(member.losses[-1] < member.losses[0] for member in result.members)
+with tempfile.TemporaryDirectory() as folder:
+    result.save(Path(folder, "sweep"))
+    assert sae_jax.SweepResult.load(Path(folder, "sweep")).table() == result.table()
+print(f"two members trained by {package.parent}")
