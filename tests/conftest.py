@@ -24,6 +24,13 @@ def _programs_are_traced_again():
         jax.clear_caches()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_are_dropped():
+    """Each takes memory maps, of which a process that ran all tests would have too many."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def smollm2_split() -> tuple[np.ndarray, np.ndarray]:
     """Real activations `[5978, 576]` and `[1495, 576]`, split by problem as published."""
