@@ -8,11 +8,10 @@ relative to the largest of them: 0 where no arithmetic was needed, else about 1e
 `--layer` and `--position` tell what the file does not; the published format needs them.
 """
 
-import sys
-
+import command
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
 from sae_jax import formats
 
@@ -25,18 +24,8 @@ _LAYER = flags.DEFINE_integer("layer", None, "Layer of the activations.", lower_
 _POSITION = flags.DEFINE_integer("position", None, "Position of the activations.", lower_bound=0)
 
 
-def main(argv: list[str]) -> None:
+def work() -> None:
     """Reads, writes, reads back and compares."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    try:
-        run()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-def run() -> None:
-    """The work of `main`; raises ValueErrors."""
     sae = formats.load(_INPUT.value)
     metadata = formats.load_metadata(_INPUT.value)
     places = {"layer": _LAYER.value, "position": _POSITION.value}
@@ -52,4 +41,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.start(work)

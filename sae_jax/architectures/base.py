@@ -113,6 +113,10 @@ class SAE(nnx.Module):
         and reconstructions are float32.
     """
 
+    kernels: ClassVar[tuple[str, ...]] = ()
+    not_per_latent: ClassVar[tuple[str, ...]] = ()
+    training_only: ClassVar[tuple[str, ...]] = ()
+
     def __init__(
         self,
         params: Mapping[str, jax.Array | np.ndarray],
@@ -148,10 +152,6 @@ class SAE(nnx.Module):
         self.center_input = center_input
         self.normalize_input = normalize_input
         self.dtype = _compute_dtype(dtype)
-
-    kernels: ClassVar[tuple[str, ...]] = ()
-    not_per_latent: ClassVar[tuple[str, ...]] = ()
-    training_only: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_params(cls, params: Mapping[str, jax.Array | np.ndarray], config: SAEConfig) -> Self:

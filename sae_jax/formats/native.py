@@ -58,7 +58,7 @@ def save(
         arrays["threshold"] = np.asarray(sae.threshold[...], np.float32)
     elif config is not None:
         described |= {"architecture": config.architecture, "config": dataclasses.asdict(config)}
-        arrays = jax.device_get(sae.of_true_size(jax.device_get(sae.arrays()), sae.d_sae))
+        arrays = sae.of_true_size(jax.device_get(sae.arrays()), sae.d_sae)
     else:
         raise ValueError(
             f"cannot save a {type(sae).__name__} without its config; allowed are TopKSAE and"
