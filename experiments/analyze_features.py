@@ -15,7 +15,6 @@ Takes seconds on a CPU. On the published activations the published rule calls 8 
 the printed share of singletons, and the calibrated rate, before drawing conclusions.
 """
 
-import csv
 import json
 import math
 from collections import Counter
@@ -31,6 +30,7 @@ from sae_jax.features.interventions import swap_pairs
 from sae_jax.features.probing import sparse_probing
 from sae_jax.features.properties import OPERATIONS, property_matrix
 from sae_jax.features.records import feature_records, feature_summary
+from sae_jax.report.tables import write_csv
 from sae_jax.sweep.provenance import samples_of
 
 _SWEEP = flags.DEFINE_string("sweep", None, "Folder of a saved sweep.", required=True)
@@ -117,7 +117,7 @@ def work() -> None:
     )
     paths = [folder / f"{name}.json", folder / f"{name}.csv"]
     paths[0].write_text(json.dumps(analysis, indent=1, allow_nan=False), encoding="utf-8")
-    write_csv(paths[1], records)
+    write_csv(latent_rows(records), paths[1])
     print_summary(analysis, published if _RULE.value == "published" else calibrated)
     for path in paths:
         print(path)
@@ -158,9 +158,9 @@ def without_nan(row: dict) -> dict:
     }
 
 
-def write_csv(path: Path, records: list[dict]) -> None:
-    """One row a latent."""
-    rows = [
+def latent_rows(records: list[dict]) -> list[dict]:
+    """One flat row a latent."""
+    return [
         {
             **{
                 name: record[name]
@@ -178,11 +178,6 @@ def write_csv(path: Path, records: list[dict]) -> None:
         }
         for record in records
     ]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        if rows:
-            writer = csv.DictWriter(file, fieldnames=rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 def print_summary(analysis: dict, listed: list[dict]) -> None:

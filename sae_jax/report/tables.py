@@ -38,10 +38,11 @@ SINGLETON_NOTE = (
 
 
 def write_csv(rows: Rows, path: Path) -> None:
-    """Writes one line a member, with a header."""
+    """Writes one line a row, with a header; of no rows an empty file."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+        if rows:
+            writer.writeheader()
         writer.writerows(rows)
 
 
