@@ -397,7 +397,7 @@ CHILD = textwrap.dedent(
     print("ready", flush=True)
     try:
         result = here.train(Path(sys.argv[1]), train_config=here.LONG, checkpoint_every=7)
-        result.save(sys.argv[2])
+        result.save(sys.argv[2], overwrite=True)  # an earlier process may have come this far
     except here.sae_jax.Preempted as notice:
         print(notice)
         sys.exit(77)
@@ -411,7 +411,6 @@ def start(folder: Path, output: Path, **environment: str) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(folder), str(output)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
         env=os.environ | environment,
     )
