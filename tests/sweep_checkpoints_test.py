@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 
 import sae_jax
-from sae_jax.sweep.checkpoints import MANIFEST_NAME, GroupCheckpoints, Pace
+from sae_jax.sweep.checkpoints import MANIFEST_NAME, GroupCheckpoints
+from sae_jax.sweep.pace import Pace
 
 CONFIGS = sae_jax.grid(d_sae=(24, 64), k=(3, 4), seed=range(2))
 TRAIN_CONFIG = sae_jax.TrainConfig(epochs=6, batch_size=64)
@@ -160,7 +161,9 @@ PASSING = [
 ]
 
 
-@pytest.mark.parametrize("place", ["ocp.metadata", "ocp.load", "file_entry"])
+@pytest.mark.parametrize(
+    "place", ["checkpoints.ocp.metadata", "checkpoints.ocp.load", "checksums.file_entry"]
+)
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: type(fault).__name__)
 def test_a_passing_fault_is_raised_and_touches_nothing(
     fault, place, uninterrupted, finished, tmp_path, monkeypatch
@@ -172,12 +175,12 @@ def test_a_passing_fault_is_raised_and_touches_nothing(
         raise fault
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"sae_jax.sweep.checkpoints.{place}", fail)
+        patch.setattr(f"sae_jax.sweep.{place}", fail)
         with pytest.raises(type(fault)) as caught:
             train(folder)
     assert caught.value is fault
     assert contents(folder) == before
-    if place == "file_entry":
+    if place == "checksums.file_entry":
         assert_identical(train(folder), uninterrupted)
 
 
@@ -278,15 +281,16 @@ def test_a_damaged_checkpoint_of_earlier_versions_is_kept(uninterrupted, finishe
     ],
 )
 def test_other_settings_are_refused_by_name(stored, needed, message, tmp_path):
-    checkpoints = GroupCheckpoints(tmp_path)
+    checkpoints = GroupCheckpoints(tmp_path, Pace())
     checkpoints.save(1, {"a": np.zeros(2), "w": stored}, np.zeros((4, 2), np.float32))
     before = contents(tmp_path)
+    checkpoints = GroupCheckpoints(tmp_path, Pace())
     with pytest.raises(ValueError, match=rf"{tmp_path}/1 was saved .*JAX_ENABLE_X64: w {message}"):
-        GroupCheckpoints(tmp_path).restore({"a": np.zeros(2), "w": needed}, steps_per_epoch=4)
+        checkpoints.restore({"a": np.zeros(2), "w": needed}, steps_per_epoch=4)
     with pytest.raises(ValueError, match=r"losses is float32\[4, 2\], needed is float32\[5, 2\]"):
-        GroupCheckpoints(tmp_path).restore({"a": np.zeros(2), "w": stored}, steps_per_epoch=5)
+        checkpoints.restore({"a": np.zeros(2), "w": stored}, steps_per_epoch=5)
     with pytest.raises(ValueError, match=r"c is absent, needed is float64\[2\]"):
-        GroupCheckpoints(tmp_path).restore(
+        checkpoints.restore(
             {"a": np.zeros(2), "w": stored, "x": {"c": np.zeros(2)}}, steps_per_epoch=4
         )
     assert contents(tmp_path) == before

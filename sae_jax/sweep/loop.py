@@ -20,7 +20,8 @@ from sae_jax.architectures.registry import architecture_of
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.metrics.evaluate import evaluate_group
 from sae_jax.sweep.batches import BatchSource, InMemory
-from sae_jax.sweep.checkpoints import GroupCheckpoints, SweepCheckpoints, fingerprint
+from sae_jax.sweep.checkpoints import GroupCheckpoints, SweepCheckpoints
+from sae_jax.sweep.checksums import fingerprint
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import Group, Plan, plan_sweep
 from sae_jax.sweep.preemption import Preempted, preemption_notice

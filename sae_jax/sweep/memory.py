@@ -1,4 +1,4 @@
-"""How much memory this process may take."""
+"""The memory that this process may take."""
 
 import os
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ _V2_LIMIT = "memory.max"
 def memory_limit(root: str | os.PathLike = "/") -> int:
     """Bytes of memory that this process may take: the machine's, or fewer in a container.
 
-    Control groups limit what is in them together: the limits of the process's own group and
-    of all that enclose it count, in version 1 and 2. A container often sees only its own as
-    the root of the hierarchy, under whatever path the process is said to be in.
+    A control group limits all processes in it together. The limits of the process's own group
+    and of all groups that enclose it count, in version 1 and 2. A container often sees only its
+    own group, as the root of the hierarchy, whatever path `/proc` gives for the process.
 
     Args:
-      root: where `proc` and `sys` are.
+      root: the folder that holds `proc` and `sys`.
 
     References:
       https://docs.kernel.org/admin-guide/cgroup-v2.html, "memory.max" and "/proc/PID/cgroup"
@@ -41,14 +41,14 @@ def _group_limits(root: Path) -> Iterator[int]:
 
 
 def _limits(mount: Path, path: str, name: str) -> Iterator[int]:
-    """The limits of a group and of those that enclose it, where they are visible."""
+    """The limits of a group and of the groups that enclose it, as far as they are visible."""
     group = PurePosixPath(path.lstrip("/"))
-    # A path with ".." leads to a group outside of what is visible.
+    # A path with ".." leads to a group that is not visible here.
     inside = [] if ".." in group.parts else [group, *group.parents]
     for folder in {mount / part for part in inside} | {mount}:
         try:
             limit = (folder / name).read_text(encoding="utf-8").strip()
         except OSError:
             continue
-        if limit.isdecimal():  # "max" is none; version 1 says so by a number beyond all memory.
+        if limit.isdecimal():  # "max" means none; version 1 writes a number beyond all memory.
             yield int(limit)

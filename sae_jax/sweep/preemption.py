@@ -1,4 +1,4 @@
-"""SIGTERM, which schedulers send before they take a machine away."""
+"""SIGTERM, the signal that schedulers send before they take a machine away."""
 
 import signal
 import threading
@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 
 class Preempted(RuntimeError):
-    """SIGTERM ended training after its last finished epoch was saved; it can be resumed."""
+    """SIGTERM ended training. The last finished epoch was saved, so training can be resumed."""
 
 
 @contextmanager
 def preemption_notice() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, so that training can save before it ends.
+    """Gives an event that SIGTERM sets, so that training can save before it ends.
 
-    Signals reach Python's main thread alone; elsewhere the event is never set.
+    Only Python's main thread receives signals; in another thread the event is never set.
     """
     noticed = threading.Event()
     if threading.current_thread() is not threading.main_thread():

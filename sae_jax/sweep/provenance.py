@@ -1,7 +1,7 @@
 """Where a sweep's activations came from, and how to find them again."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +10,33 @@ from sae_jax.activations.selection import Selection, Split
 from sae_jax.activations.slices import ActivationData, DataSlice
 from sae_jax.activations.store import ActivationStore
 
-_SPLIT_SETTINGS = ("train_fraction", "split_seed")
 _FROM_FOLDER = "activations_from_folder"
 
 
 def described(train: ActivationData) -> dict[str, Any]:
-    """What a sweep says of the selections that it trains on; nothing of plain arrays.
+    """What a sweep says of the activations that it trains on.
 
     Returns:
-      `activations`, the folder of the store; `fingerprint`, that of the store; and the
-      settings of the selections, such as `train_fraction` and `split_seed`. Selections of
-      several stores, or split in several ways, are not described.
+      `activations`, the folder of the store; `fingerprint`, the fingerprint of the store; and
+      the settings of the selections, such as `train_fraction` and `split_seed`. It is empty for
+      plain arrays, and for selections of several stores or with several settings.
     """
-    selections = [train] if isinstance(train, Selection) else train
-    if not (
-        isinstance(selections, list | tuple)
-        and selections
-        and all(isinstance(part, Selection) for part in selections)
-    ):
+    parts: Sequence[Any] = train if isinstance(train, list | tuple) else [train]
+    if not parts or not all(isinstance(part, Selection) for part in parts):
         return {}
-    first = selections[0]
-    if any(part.store.path.resolve() != first.store.path.resolve() for part in selections):
-        return {}
-    if any(dict(part.settings) != dict(first.settings) for part in selections):
-        return {}
-    return {
-        "activations": str(first.store.path.resolve()),
-        "fingerprint": first.store.fingerprint,
-        **first.settings,
-    }
+    sources = [
+        {
+            "activations": str(part.store.path.resolve()),
+            "fingerprint": part.store.fingerprint,
+            **part.settings,
+        }
+        for part in parts
+    ]
+    return sources[0] if all(source == sources[0] for source in sources) else {}
 
 
 def as_saved(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The description with the store's path from a sweep's folder too, so that both can move."""
+    """Adds the store's path relative to the sweep's folder, so that both can move together."""
     if not isinstance(data.get("activations"), str):
         return dict(data)
     path = os.path.relpath(Path(data["activations"]).resolve(), folder.resolve())
@@ -61,15 +55,15 @@ def samples_of(
     """The samples of a data slice that a sweep was trained and scored on.
 
     Args:
-      data: what the sweep says of its activations.
+      data: the sweep's own description of its activations.
       folder: the sweep's folder.
-      data_slice: layer and position; those of `data` where they are `None`.
-      activations: the store, if not where `data` says.
-      train_fraction, split_seed: of the split, where `data` does not say.
+      data_slice: layer and position; one that is `None` is taken from `data`.
+      activations: the store's folder, if the store is not where `data` says.
+      train_fraction, split_seed: settings of the split, used where `data` lacks them.
 
     Raises:
-      ValueError: if the store is not found or is another one than the sweep was trained on,
-        or something is neither in `data` nor given.
+      ValueError: if the store is not found, if it is not the one that the sweep was trained on,
+        or if a setting is neither in `data` nor given.
     """
     path = Path(activations) if activations else _found(data, Path(folder))
     store = ActivationStore.open(path)
@@ -85,19 +79,19 @@ def samples_of(
     if layer is None or position is None:
         raise ValueError(f"the sweep in {folder} does not say its layer and position; name them")
     given = {"train_fraction": train_fraction, "split_seed": split_seed}
-    settings = {name: data.get(name, given[name]) for name in _SPLIT_SETTINGS}
+    settings = {name: data.get(name, value) for name, value in given.items()}
     if missing := [name for name, value in settings.items() if value is None]:
         raise ValueError(
             f"the sweep in {folder} does not say its {' and '.join(missing)}; name them"
             f" ({', '.join(f'--{name}' for name in missing)})"
         )
-    split = store.select(layer, position).split(settings["train_fraction"], settings["split_seed"])
+    split = store.select(layer, position).split(*settings.values())
     ratio = data.get("max_norm_ratio")
     return split if ratio is None else split.within_norm(ratio)
 
 
 def _found(data: Mapping[str, Any], folder: Path) -> Path:
-    """The store's folder: as seen from the sweep's, or as it was called in training."""
+    """The store's folder: relative to the sweep's folder, or where it was in training."""
     if not isinstance(data.get("activations"), str):
         raise ValueError(
             f"the sweep in {folder} does not say where its activations are; name their store"

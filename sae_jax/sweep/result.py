@@ -3,29 +3,29 @@
 import dataclasses
 import json
 import math
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from sae_jax.activations.locks import LOCK_NAME, lock
 from sae_jax.architectures.base import PARAM_NAMES, SAE
 from sae_jax.architectures.registry import architecture_of
 from sae_jax.configs import SAEConfig, TrainConfig
-from sae_jax.formats import native
+from sae_jax.formats import files, native
+from sae_jax.sweep.durable import write_json
 from sae_jax.sweep.provenance import as_saved
 
 MANIFEST_NAME = "sweep.json"
 HISTORY_NAME = "history.safetensors"
-# A sweep that replaces another takes the name that the other does not have, so that both
-# are whole until the manifest names the new one.
+# The folder of the members. A sweep that replaces another takes the name that the other does not
+# have, so that both are whole until the manifest names the new one.
 MEMBERS_NAMES = ("members", "members.2")
 
 _FORMAT = "sae_jax_sweep"
@@ -34,7 +34,7 @@ _FORMAT_VERSION = 2
 _ARRAYS_NAME_1 = "arrays.npz"
 _PARTIAL_NAME = ".members.partial"
 
-# What reading raises, of files that are missing, cut off, or hold something else.
+# What reading raises if files are missing, cut off, or hold something else.
 _DAMAGES = (
     AttributeError,
     EOFError,
@@ -52,15 +52,16 @@ class Member:
     """One trained SAE with its scores.
 
     Attributes:
-      config: what it was trained with.
-      params: `w_enc [D, F]`, `b_enc [F]`, `w_dec [F, D]`, `b_dec [D]`, of its true size, and what
-        else its architecture has. Those of a sweep on disk are read when they are asked for.
-      metrics: scalars by name, on the validation samples; without meaning if it diverged.
-      firing_rate: `[F]`, on the validation samples.
-      losses: of every training step, each before its update, `[num_steps]`.
-      diverged_at: the first step whose loss was not finite, from 0, or the number of steps if
-        the last of them left parameters whose reconstructions are not; `None` if neither
-        happened.
+      config: the config that it was trained with.
+      params: its parameters, without padding: `w_enc [D, F]`, `b_enc [F]`, `w_dec [F, D]`,
+        `b_dec [D]`, and what else its architecture has. Those of a sweep on disk are read
+        whenever they are asked for.
+      metrics: scalar metrics on the validation samples, by name; they mean nothing if it
+        diverged.
+      firing_rate: share of the validation samples on which each latent fires, `[F]`.
+      losses: loss of every training step before its update, `[num_steps]`.
+      diverged_at: index of the first step whose loss is not finite, from 0; the number of steps
+        if only the reconstructions after the last step are not finite; `None` if all are finite.
     """
 
     config: SAEConfig
@@ -75,15 +76,19 @@ class Member:
         return architecture_of(self.config).from_params(self.params, self.config)
 
     def row(self) -> dict[str, Any]:
-        """Config, metrics and divergence in one flat dict; no metrics of one that diverged."""
-        scores: Mapping[str, float | None] = self.metrics
-        if self.diverged_at is not None:
-            scores = dict.fromkeys(scores)
-        return dataclasses.asdict(self.config) | dict(scores) | {"diverged_at": self.diverged_at}
+        """Config, metrics and divergence in one flat dict; metrics are `None` if it diverged."""
+        has_scores = self.diverged_at is None
+        scores = {name: value if has_scores else None for name, value in self.metrics.items()}
+        return dataclasses.asdict(self.config) | scores | {"diverged_at": self.diverged_at}
 
 
 def divergence(losses: np.ndarray, ended_finite: bool) -> int | None:
-    """`Member.diverged_at` of a history, and of whether all was finite after the last step."""
+    """The value of `Member.diverged_at`.
+
+    Args:
+      losses: loss of every step, `[num_steps]`.
+      ended_finite: whether reconstructions after the last step are finite.
+    """
     steps = np.flatnonzero(~np.isfinite(losses))
     if steps.size:
         return int(steps[0])
@@ -95,9 +100,9 @@ class SweepResult:
     """Trained members in the order of their configs.
 
     Attributes:
-      members: one for each config.
-      train_config: what they shared.
-      data: where the activations came from, JSON values; empty where nobody said.
+      members: one member for each config.
+      train_config: the settings that they shared.
+      data: JSON values that say where the activations came from; empty if nobody said.
     """
 
     members: Sequence[Member]
@@ -112,7 +117,7 @@ class SweepResult:
 
     @property
     def configs(self) -> list[SAEConfig]:
-        """The members' configs."""
+        """The config of each member."""
         return [member.config for member in self.members]
 
     def sae(self, i: int) -> SAE:
@@ -120,17 +125,17 @@ class SweepResult:
         return self.members[i].sae()
 
     def table(self, format: Literal["dicts", "pandas"] = "dicts") -> Any:
-        """One row a member: its config, every metric, and `diverged_at`.
+        """One row for each member: its config, every metric, and `diverged_at`.
 
-        Metrics of a member that diverged are `None`; one that the data leave undefined, as
-        `fvu` where all samples are equal, is NaN.
+        Metrics of a member that diverged are `None`. A metric that the data leave undefined, as
+        `fvu` if all samples are equal, is NaN.
 
         Args:
-          format: `"dicts"` for a list of flat dicts, `"pandas"` for a `DataFrame`, which
-            needs pandas installed.
+          format: `"dicts"` for a list of flat dicts, or `"pandas"` for a `DataFrame`, which
+            needs pandas to be installed.
 
         Raises:
-          ValueError: if the format is another.
+          ValueError: if the format is another one.
         """
         rows = [member.row() for member in self.members]
         if format == "dicts":
@@ -142,7 +147,7 @@ class SweepResult:
         raise ValueError(f"format is {format!r}; allowed are 'dicts' and 'pandas'")
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Writes everything to a folder; see `writing_sweep`.
+        """Writes everything to a folder, as `writing_sweep` describes.
 
         Raises:
           ValueError: as `writing_sweep` does.
@@ -154,11 +159,10 @@ class SweepResult:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Reads what `save` wrote, all but the parameters, which members read when asked.
+        """Reads what `save` wrote. Members read their parameters whenever they are asked for.
 
         Raises:
-          ValueError: if there is no sweep in the folder, or a part of it is missing or
-            damaged.
+          ValueError: if there is no sweep in the folder, or a part of it is missing or damaged.
         """
         folder = Path(folder)
         path = folder / MANIFEST_NAME
@@ -166,24 +170,16 @@ class SweepResult:
             raise ValueError(f"no sweep in {folder}: {MANIFEST_NAME} is missing")
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
+            if not {"identity", "groups"} <= manifest.keys():
+                members = list(_members(folder, manifest))
+                train_config = TrainConfig(**renamed(manifest["train_config"]))
+                return cls(members, train_config, dict(manifest["data"]))
         except _DAMAGES as error:
             raise ValueError(f"the sweep in {folder} is damaged: {error!r}") from error
-        if isinstance(manifest, dict) and {"identity", "groups"} <= manifest.keys():
-            raise ValueError(
-                f"{folder} holds checkpoints of a sweep, and no finished one: train_sweep with"
-                " checkpoint_dir naming it goes on from there"
-            )
-        try:
-            if manifest["format"] != _FORMAT or manifest["version"] not in (1, _FORMAT_VERSION):
-                raise ValueError(
-                    f"{path} is {manifest['format']!r} of version {manifest['version']!r}; this"
-                    f" reads {_FORMAT!r} up to {_FORMAT_VERSION}"
-                )
-            read = _members_of_version_1 if manifest["version"] == 1 else _members
-            train_config = TrainConfig(**renamed(manifest["train_config"]))
-            return cls(list(read(folder, manifest)), train_config, dict(manifest["data"]))
-        except _DAMAGES as error:
-            raise ValueError(f"the sweep in {folder} is damaged: {error!r}") from error
+        raise ValueError(
+            f"{folder} holds checkpoints of a sweep, and no finished one: train_sweep with"
+            " checkpoint_dir naming it goes on from there"
+        )
 
 
 class SweepWriter:
@@ -195,14 +191,11 @@ class SweepWriter:
         self._entries: dict[int, dict[str, Any]] = {}
 
     def write(self, i: int, member: Member) -> None:
-        """Writes member i, which nothing needs to keep in memory any longer."""
+        """Writes member i, which then need not be kept in memory."""
         folder = self._partial / f"{i:05d}"
         native.save(member.sae(), folder, _jsonable(member.row()), config=member.config)
         history = {"losses": member.losses, "firing_rate": member.firing_rate}
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in history.items()},
-            folder / HISTORY_NAME,
-        )
+        files.write_safetensors(history, folder / HISTORY_NAME)
         self._entries[i] = {
             "config": dataclasses.asdict(member.config),
             "metrics": _jsonable(member.metrics),
@@ -210,11 +203,12 @@ class SweepWriter:
         }
 
     def finish(self, train_config: TrainConfig, data: Mapping[str, Any]) -> None:
-        """Makes the written members the folder's sweep, in the place of what was there."""
+        """Makes the written members the folder's sweep, in place of the one that was there."""
         path = self._folder / MANIFEST_NAME
         before = _members_name(json.loads(path.read_text("utf-8"))) if path.exists() else None
         name = next(name for name in MEMBERS_NAMES if name != before)
-        shutil.rmtree(self._folder / name, ignore_errors=True)  # Of an overwriting cut short.
+        # Another process may have been killed while it replaced the sweep.
+        shutil.rmtree(self._folder / name, ignore_errors=True)
         self._partial.rename(self._folder / name)
         manifest = {
             "format": _FORMAT,
@@ -224,12 +218,7 @@ class SweepWriter:
             "folder": name,
             "members": [self._entries[i] for i in range(len(self._entries))],
         }
-        unfinished = self._folder / f".{MANIFEST_NAME}.partial"
-        with unfinished.open("w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        write_json(manifest, path, self._folder / f".{MANIFEST_NAME}.partial")
         if before is not None:
             shutil.rmtree(self._folder / before)
         (self._folder / _ARRAYS_NAME_1).unlink(missing_ok=True)
@@ -237,15 +226,15 @@ class SweepWriter:
 
 @contextmanager
 def writing_sweep(folder: str | Path, *, overwrite: bool = False) -> Iterator[SweepWriter]:
-    """A writer for a folder, which at every moment holds the old sweep or the whole new one.
+    """Gives a writer for a folder, which at every moment holds the old sweep or the whole new one.
 
-    `members/00000` and so on each hold one SAE that `sae_jax.formats.native.load` reads
-    without the rest; in a sweep that replaced another the folder may be `members.2`, as
-    the manifest says. Files that others put there stay.
+    `members/00000` and so on each hold one SAE, which `sae_jax.formats.native.load` reads on its
+    own. In a sweep that replaced another the folder may be `members.2`; the manifest says which.
+    Files that others put there stay.
 
     Raises:
-      ValueError: if the folder holds something already and `overwrite` is not set, or it
-        holds something else than a sweep, or another process is writing to it.
+      ValueError: if the folder holds something and `overwrite` is not set, if it holds something
+        other than a sweep, or if another process is writing to it.
     """
     folder = Path(folder)
     check_free(folder, overwrite)
@@ -266,33 +255,43 @@ def writing_sweep(folder: str | Path, *, overwrite: bool = False) -> Iterator[Sw
 
 
 def _members(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Member]:
-    for i, entry in enumerate(manifest["members"]):
-        member_folder = folder / _members_name(manifest) / f"{i:05d}"
-        config, params = _config_and_params(member_folder, entry)
-        history = load_file(member_folder / HISTORY_NAME)
-        losses, firing_rate = history["losses"], history["firing_rate"]
-        _check_history(i, config, losses, firing_rate)
-        yield Member(
-            config, params, _numbers(entry["metrics"]), firing_rate, losses, entry["diverged_at"]
+    version = manifest["version"]
+    if manifest["format"] != _FORMAT or version not in (1, _FORMAT_VERSION):
+        raise ValueError(
+            f"{folder / MANIFEST_NAME} is {manifest['format']!r} of version {version!r}; this"
+            f" reads {_FORMAT!r} up to {_FORMAT_VERSION}"
         )
-
-
-def _members_of_version_1(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Member]:
-    with np.load(folder / _ARRAYS_NAME_1, allow_pickle=False) as arrays:
+    members, arrays_1 = folder / _members_name(manifest), folder / _ARRAYS_NAME_1
+    with np.load(arrays_1, allow_pickle=False) if version == 1 else nullcontext({}) as arrays:
         for i, entry in enumerate(manifest["members"]):
-            config, params = _config_and_params(folder / MEMBERS_NAMES[0] / f"{i:05d}", entry)
-            losses, firing_rate = arrays[f"losses_{i:05d}"], arrays[f"firing_rate_{i:05d}"]
-            _check_history(i, config, losses, firing_rate)
+            place = members / f"{i:05d}"
+            config = SAEConfig(**entry["config"])
+            native.check_holds(place, config)
+            params = _StoredParams(place / native.WEIGHTS)
+            if version == 1:
+                losses, rate = arrays[f"losses_{i:05d}"], arrays[f"firing_rate_{i:05d}"]
+            else:
+                history = load_file(place / HISTORY_NAME)
+                losses, rate = history["losses"], history["firing_rate"]
+            d_sae = params.shapes["w_dec"][0]
+            if losses.ndim != 1 or d_sae != config.d_sae or rate.shape != (config.d_sae,):
+                raise ValueError(
+                    f"{place} has d_sae {d_sae}, losses {losses.shape} and firing rates"
+                    f" {rate.shape}; expected [num_steps] losses of {config}"
+                )
             metrics = _numbers(entry["metrics"])
-            diverged_at = divergence(losses, ended_finite=bool(np.isfinite(metrics["mse"])))
-            yield Member(config, params, metrics, firing_rate, losses, diverged_at)
+            if version == 1:
+                diverged_at = divergence(losses, ended_finite=bool(np.isfinite(metrics["mse"])))
+            else:
+                diverged_at = entry["diverged_at"]
+            yield Member(config, params, metrics, rate, losses, diverged_at)
 
 
 _KERNELS_1 = {"auto": "auto", "dense": "dense", "compact": "firing_rows", "sparse": "selected_rows"}
 
 
 def renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A training config's or a group's fields, under today's names for what were paths."""
+    """The fields of a training config or a group under today's names."""
     fields = dict(fields)
     if "path" in fields:
         fields["kernel"] = _KERNELS_1[fields.pop("path")]
@@ -308,58 +307,44 @@ def _members_name(manifest: Mapping[str, Any]) -> str:
     return name
 
 
-def _config_and_params(folder: Path, entry: Mapping[str, Any]) -> tuple[SAEConfig, "_StoredParams"]:
-    config = SAEConfig(**entry["config"])
-    native.check_holds(folder, config)
-    params = _StoredParams(folder / native.WEIGHTS)
-    if params.shape("w_dec")[0] != config.d_sae:
-        raise ValueError(f"{folder} has w_dec {params.shape('w_dec')}; the sweep says {config}")
-    return config, params
-
-
 class _StoredParams(Mapping[str, np.ndarray]):
-    """The parameters in a safetensors file, read from it whenever one is asked for."""
+    """The parameters in a safetensors file, read from it whenever one is asked for.
+
+    Attributes:
+      shapes: shape of each parameter by name.
+    """
 
     def __init__(self, path: Path):
         self._path = path
         with safe_open(path, framework="numpy") as file:
-            self._names = sorted(file.keys())
-        if missing := sorted({*PARAM_NAMES} - {*self._names}):
-            raise ValueError(f"{path} lacks {missing}; it holds {self._names}")
+            self.shapes = {name: file.get_slice(name).get_shape() for name in sorted(file.keys())}
+        if missing := sorted({*PARAM_NAMES} - self.shapes.keys()):
+            raise ValueError(f"{path} lacks {missing}; it holds {list(self.shapes)}")
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._names:
+        if name not in self.shapes:
             raise KeyError(name)
         with safe_open(self._path, framework="numpy") as file:
             return file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.shapes)
 
     def __len__(self) -> int:
-        return len(self._names)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        with safe_open(self._path, framework="numpy") as file:
-            return tuple(file.get_slice(name).get_shape())
-
-
-def _check_history(i: int, config: SAEConfig, losses: np.ndarray, firing_rate: np.ndarray) -> None:
-    if losses.ndim != 1 or firing_rate.shape != (config.d_sae,):
-        raise ValueError(
-            f"member {i} has losses {losses.shape} and firing rates {firing_rate.shape};"
-            f" expected [num_steps] and ({config.d_sae},)"
-        )
+        return len(self.shapes)
 
 
 def check_free(folder: Path, overwrite: bool, marker: str = MANIFEST_NAME) -> None:
     """Refuses a folder that holds something, unless it may be replaced.
 
-    Only a folder with the file `marker` in it may be: it was written by what replaces it.
+    Args:
+      folder: the folder to write to, which need not exist.
+      overwrite: whether to allow a folder that holds the file `marker`.
+      marker: name of a file by which a folder is known to be the program's own.
 
     Raises:
-      ValueError: on a file; on a folder that is not empty and `overwrite` is not set, or
-        that has no marker.
+      ValueError: if `folder` is a file; or if it is not empty and `overwrite` is not set, or it
+        holds no marker.
     """
     if not folder.exists():
         return
@@ -376,10 +361,10 @@ def check_free(folder: Path, overwrite: bool, marker: str = MANIFEST_NAME) -> No
 
 
 def check_data(data: Mapping[str, Any]) -> None:
-    """Refuses a description of activations that could not be saved.
+    """Refuses a description of activations that cannot be saved.
 
     Raises:
-      ValueError: if it is no mapping from strings to JSON values.
+      ValueError: if it is not a mapping from strings to JSON values.
     """
     if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
         raise ValueError(f"data is {data!r}; allowed is a mapping from names to JSON values")
@@ -394,7 +379,7 @@ def check_data(data: Mapping[str, Any]) -> None:
 
 
 def _jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """NaN and infinity, which JSON lacks, by name."""
+    """The values with NaN and infinity, which JSON lacks, as strings."""
     return {
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
@@ -402,9 +387,8 @@ def _jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The reverse of `_jsonable`; version 1 wrote null for all that is not finite."""
-    names = {None: math.nan, "nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+    """The reverse of `_jsonable`; version 1 wrote null for every number that is not finite."""
     return {
-        name: names[value] if value is None or isinstance(value, str) else value
+        name: math.nan if value is None else float(value) if isinstance(value, str) else value
         for name, value in values.items()
     }
