@@ -17,7 +17,7 @@ Z = np.array(
 
 @pytest.fixture(params=["dense", "sparse"])
 def firing(request):
-    return Firing.of(Z if request.param == "dense" else sparse.csr_array(Z))
+    return Firing(Z if request.param == "dense" else sparse.csr_array(Z))
 
 
 def test_rates_and_ranking_hand_computed(firing):
@@ -29,23 +29,20 @@ def test_rates_and_ranking_hand_computed(firing):
 
 
 def test_ranking_breaks_ties_by_index():
-    firing = Firing.of(np.array([[0, 1, 1, 0, 1], [0, 1, 0, 1, 1]]))
+    firing = Firing(np.array([[0, 1, 1, 0, 1], [0, 1, 0, 1, 1]]))
     np.testing.assert_array_equal(firing.ranking, [1, 4, 2, 3, 0])
 
 
 def test_top_samples_by_magnitude_then_index(firing):
     np.testing.assert_array_equal(firing.top_samples(1), [0, 2])
     np.testing.assert_array_equal(firing.top_samples(3), [2, 0, 1, 3])
-    np.testing.assert_array_equal(firing.top_samples(3, limit=2), [2, 0])
     assert len(firing.top_samples(2)) == 0
 
 
 def test_top_sample_matrix_marks_top_samples():
     rng = np.random.default_rng(0)
-    firing = Firing.of(
-        rng.normal(size=(300, 6)) * (rng.random((300, 6)) < [0, 0.1, 0.3, 0.5, 1, 1])
-    )
-    matrix = firing.top_sample_matrix(limit=100).toarray()
+    firing = Firing(rng.normal(size=(300, 6)) * (rng.random((300, 6)) < [0, 0.1, 0.3, 0.5, 1, 1]))
+    matrix = firing.top_sample_matrix().toarray()
     for latent in range(6):
         magnitude = np.abs(firing.z.toarray()[:, latent])
         expected = np.zeros(300, bool)
@@ -55,12 +52,12 @@ def test_top_sample_matrix_marks_top_samples():
 
 def test_stored_zeros_do_not_fire():
     stored = sparse.csc_array((np.array([0.0, 2.0]), (np.array([0, 1]), np.array([0, 0]))), (3, 2))
-    np.testing.assert_array_equal(Firing.of(stored).num_fired, [1, 0])
+    np.testing.assert_array_equal(Firing(stored).num_fired, [1, 0])
 
 
 def test_rejects_what_is_not_a_matrix():
     with pytest.raises(ValueError, match=r"\[n, F\], found shape \(4,\)"):
-        Firing.of(np.zeros(4))
+        Firing(np.zeros(4))
 
 
 def test_magnitudes_of_more_samples_than_float32_counts():

@@ -96,7 +96,7 @@ def test_samples_and_problems_must_match():
 
 def test_published_specialization_survives_sparse_latents():
     z = latents()
-    assert feature_summary(Firing.of(z).z, problems()) == feature_summary(z, problems())
+    assert feature_summary(Firing(z).z, problems()) == feature_summary(z, problems())
 
 
 def test_finds_the_planted_latent_of_an_sae():

@@ -169,7 +169,6 @@ def test_adjustment_is_over_every_latent_that_fires_even_once():
     # 3 / 15 and 2 / 6; Benjamini-Hochberg of two: min(2 / 1 * 1 / 5, 2 / 2 * 1 / 3) = 1 / 3.
     np.testing.assert_allclose(got.p_value, [[1 / 5], [1 / 3], [1]])
     np.testing.assert_allclose(got.q_value, [[1 / 3], [1 / 3], [1]])
-    assert got.support.tolist() == [3, 1, 0]
 
 
 @pytest.mark.filterwarnings("error")
@@ -306,10 +305,10 @@ def test_permuted_labels_give_under_5_percent_false_discoveries():
 def test_null_rates():
     fires, properties = random_tables(n=1495, num_latents=250, num_properties=9, seed=4)
     fires[:, :9] = properties
-    firing = Firing.of(fires.astype(np.float32))
+    firing = Firing(fires.astype(np.float32))
     observed = calibrated_specialization(firing.fires, properties)
     assert observed.specialized.any(axis=1)[:9].mean() > 0.5
-    null = calibrated_null_rates(firing, properties, num_permutations=20)
+    null = calibrated_null_rates(firing, properties)
     assert null.shape == (20,)
     assert null.mean() < 0.001
 
@@ -318,26 +317,27 @@ def test_null_rates():
     lone[np.arange(30), np.arange(30)] = 1
     lone[:, 30:] = 1
     texts = ["1+1=2" if i % 2 else "1+1=2 | 3*4=7 | 1-1=0 | 9/9=1" for i in range(400)]
-    null = published_null_rates(Firing.of(lone), texts, num_permutations=200)
+    null = published_null_rates(Firing(lone), texts)
     # A lone text of either kind ties or wins and passes; all 400 have addition at 100 %
     # and the rest at 50 %, so the latents that always fire never pass.
     np.testing.assert_allclose(null, 30 / 40)
 
 
 def test_null_rates_equal_the_rule_on_shuffled_problems():
-    fires, properties = random_tables(n=300, num_latents=40, seed=5)
-    firing = Firing.of(fires.astype(np.float32))
-    rates = calibrated_null_rates(
-        firing, properties, num_permutations=3, seed=7, q=0.9, min_lift=1.0, min_support=1
-    )
-    rng = np.random.default_rng(7)
-    alive = fires.any(axis=0)
-    for rate in rates:
-        got = calibrated_specialization(
-            fires, properties[rng.permutation(300)], q=0.9, min_lift=1.0, min_support=1
-        )
-        assert rate == got.specialized.any(axis=1)[alive].mean()
-    assert rates.max() > 0
+    """Ten latents that fire on the same 20 samples are all found where one is, by chance."""
+    rng = np.random.default_rng(3)
+    fires = np.zeros((300, 12), bool)
+    fires[rng.permutation(300)[:20], :10] = True
+    fires[:, 10] = rng.random(300) < 0.5  # Latent 11 is dead.
+    properties = rng.random((300, 1)) < 0.2
+    rates = calibrated_null_rates(Firing(fires.astype(np.float32)), properties)
+    rng = np.random.default_rng(0)
+    expected = [
+        calibrated_specialization(fires, properties[rng.permutation(300)]).specialized[:11].mean()
+        for _ in range(20)
+    ]
+    np.testing.assert_array_equal(rates, expected)
+    assert rates.min() == 0 < rates.max() < 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Edits of latents before decoding, and how much of the reconstruction they move."""
+"""Edits of latents before decoding, and how far they move the reconstruction."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -19,26 +19,30 @@ _SWAP_KINDS = {
 
 
 def ablate(z: jax.Array, latents: Sequence[int]) -> jax.Array:
-    """Sets a set of latents to zero, in all samples of `z` `[b, F]`."""
+    """Sets some latents to zero in all samples of `z`, `[b, F]`."""
     return z.at[:, _checked(z, latents)].set(0)
 
 
 def swap(z: jax.Array, a: int, b: int) -> jax.Array:
-    """Exchanges two latents, in all samples of `z` `[b, F]`."""
+    """Exchanges two latents in all samples of `z`, `[b, F]`."""
     return z.at[:, _checked(z, (a, b))].set(z[:, jnp.array([b, a])])
 
 
 def scale(z: jax.Array, latent: int, factor: float) -> jax.Array:
-    """Multiplies one latent by a factor, in all samples of `z` `[b, F]`."""
+    """Multiplies one latent by a factor in all samples of `z`, `[b, F]`."""
     return z.at[:, _checked(z, (latent,))].multiply(factor)
 
 
 def impact(x_hat: jax.Array, edited: jax.Array) -> dict[str, jax.Array]:
-    """How far an edit moved reconstructions, both `[b, D]`.
+    """How far an edit moved reconstructions.
+
+    Args:
+      x_hat: reconstructions before the edit, `[b, D]`.
+      edited: reconstructions after it, `[b, D]`.
 
     Returns:
-      `mean_abs_difference` and `max_abs_difference` over all elements,
-      `mean_l2_difference` and `max_l2_difference` over samples.
+      `mean_abs_difference` and `max_abs_difference`, taken over all elements;
+      `mean_l2_difference` and `max_l2_difference`, taken over samples.
     """
     chex.assert_rank(x_hat, 2)
     chex.assert_equal_shape([x_hat, edited])
@@ -55,26 +59,24 @@ def impact(x_hat: jax.Array, edited: jax.Array) -> dict[str, jax.Array]:
 def swap_pairs(features: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Pairs of latents that the published experiment would swap.
 
-    Takes the most frequent latent of each number that some latent is value-specialized
-    in, and of each operation that some latent is operation-specialized in, and pairs
-    them within their kind. Highly-specialized latents take no part, as published.
+    Of each number that some latent is value-specialized in, and of each operation that some
+    latent is operation-specialized in, the most frequent latent is taken. They are paired within
+    their kind. Highly specialized latents take no part, as published.
 
     Args:
-      features: mappings with `feature_id`, `activation_freq`, `type` and `description`
-        of the published rule, in order of rank.
+      features: mappings with `feature_id`, `activation_freq`, and the published rule's `type` and
+        `description`.
 
     Returns:
-      One mapping a pair, in the layout of the recorded files.
+      One mapping for each pair, in the layout of the recorded files.
     """
-    features = list(features)
+    by_frequency = sorted(features, key=lambda feature: -feature["activation_freq"])
     pairs = []
     for specialization, (kind, prefix, prediction) in _SWAP_KINDS.items():
         most_frequent: dict[str, Mapping[str, Any]] = {}
-        for feature in features:
+        for feature in by_frequency:
             if feature["type"] == specialization:
-                best = most_frequent.setdefault(feature["description"], feature)
-                if feature["activation_freq"] > best["activation_freq"]:
-                    most_frequent[feature["description"]] = feature
+                most_frequent.setdefault(feature["description"], feature)
         for a, b in combinations(most_frequent.values(), 2):
             names = [f["description"].removeprefix(prefix) for f in (a, b)]
             pairs.append(
@@ -91,7 +93,7 @@ def swap_pairs(features: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _checked(z: jax.Array, latents: Sequence[int]) -> jax.Array:
-    """Indices as an array; JAX would drop an index out of range without a word."""
+    """The indices as an array; JAX would silently drop one that is out of range."""
     chex.assert_rank(z, 2)
     outside = [latent for latent in latents if not 0 <= latent < z.shape[1]]
     if outside:

@@ -1,4 +1,4 @@
-"""What a problem's solution contains: its operations and numbers, parsed from its steps."""
+"""Properties of a problem: the operations and numbers of its solution, parsed from its steps."""
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ _OPERATION_OF = {
     "\N{DIVISION SIGN}": "division",
 }
 _SYMBOLS = "".join(re.escape(symbol) for symbol in _OPERATION_OF)
-# Between two operands; elsewhere + and - are signs, as in "-3+5" or "2*-4".
+# An operator stands between two operands. Elsewhere + and - are signs, as in "-3+5" or "2*-4".
 _OPERATOR = re.compile(rf"(?<=[\d.)%])\s*([{_SYMBOLS}])(?=\s*[\d.($+\-\N{{MINUS SIGN}}])")
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+")
 
@@ -48,8 +48,8 @@ def property_matrix(
         the fixed ones (12, 20, 30, 50 and 100).
 
     Returns:
-      bool `[n, P]`, and the P properties' names: the four operations, then
-      "number 12" and so on, ascending.
+      A matrix, bool `[n, P]`, and the names of the P properties: the four operations, then
+      "number 12" and so on in ascending order.
     """
     operations = [set().union(*map(parse_operations, problem.steps)) for problem in problems]
     numbers = [set().union(*map(parse_numbers, problem.steps)) for problem in problems]

@@ -1,4 +1,4 @@
-"""One SAE's features in one record a latent, and in one row of rates."""
+"""One SAE's features: a record for each latent, and one row of rates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,40 +14,29 @@ from sae_jax.problems import Problem
 NUM_TOP_SAMPLES_LISTED = 10
 
 
-def solution_text(problem: Problem) -> str:
-    """The text of a sample that the published rule reads."""
-    return " | ".join(problem.steps)
-
-
 def feature_summary(
-    z: np.ndarray | sparse.sparray,
-    problems: Sequence[Problem],
-    *,
-    num_permutations: int = permutation.NUM_PERMUTATIONS,
-    seed: int = 0,
+    z: np.ndarray | sparse.sparray, problems: Sequence[Problem]
 ) -> dict[str, float]:
     """Rates of both specialization rules over the alive latents of one SAE.
 
     Args:
       z: latents of the n validation samples, `[n, F]`, dense or sparse.
-      problems: the samples' problems.
-      num_permutations: shuffles behind the null rates.
-      seed: of the shuffles.
+      problems: the problem of each sample, n of them.
 
     Returns:
-      `published_rate`, over all alive latents; `published_rate_rarer_half`, over the
-      rarer half of them, about the published ranges of ranks; `published_rate_supported`,
-      over those that fire on at least 5 samples; `published_null`, the mean over
-      shuffled problems; `num_singletons`, latents that fire on one sample, and
-      `published_singleton_share`, their share of the specialized ones (NaN if none);
-      `calibrated_rate`, `calibrated_rate_supported` and `calibrated_null` likewise;
-      `num_supported`.
+      `published_rate`: share of the alive latents that the published rule calls specialized;
+      `published_rate_rarer_half`: the same over the rarer half of them, which is about the
+      published ranges of ranks; `published_rate_supported`: the same over those that fire on at
+      least 5 samples; `published_null`: the mean rate over shuffles of the problems;
+      `published_singleton_share`: share of latents that fire on one sample alone among the
+      specialized ones (NaN if there are none); `num_singletons`: the number of such latents;
+      `calibrated_rate`, `calibrated_rate_supported` and `calibrated_null`: the same rates of the
+      calibrated rule; `num_supported`: number of latents that fire on at least 5 samples.
 
     Raises:
       ValueError: if there are not as many problems as samples.
     """
-    firing = _firing_over(z, problems)
-    texts = [solution_text(problem) for problem in problems]
+    firing, texts = _firing_and_texts(z, problems)
     properties, _ = property_matrix(problems)
 
     top = firing.top_sample_matrix()
@@ -61,17 +50,16 @@ def feature_summary(
     singletons = firing.num_fired == 1
     alive_ranking = firing.ranking[: firing.alive.sum()]
     rarer_half = alive_ranking[len(alive_ranking) // 2 :]
-    shuffles = {"num_permutations": num_permutations, "seed": seed}
     return {
         "published_rate": _mean(published[firing.alive]),
         "published_rate_rarer_half": _mean(published[rarer_half]),
         "published_rate_supported": _mean(published[supported]),
-        "published_null": _mean(permutation.published_null_rates(firing, texts, **shuffles)),
+        "published_null": _mean(permutation.published_null_rates(firing, texts)),
         "published_singleton_share": _mean(singletons[published]),
         "num_singletons": int(singletons.sum()),
         "calibrated_rate": _mean(calibrated_any[firing.alive]),
         "calibrated_rate_supported": _mean(calibrated_any[supported]),
-        "calibrated_null": _mean(permutation.calibrated_null_rates(firing, properties, **shuffles)),
+        "calibrated_null": _mean(permutation.calibrated_null_rates(firing, properties)),
         "num_supported": int(supported.sum()),
     }
 
@@ -84,38 +72,36 @@ def feature_records(
     end_rank: int | None = None,
     frequent_numbers: bool = False,
 ) -> list[dict[str, Any]]:
-    """What is known of each alive latent in a range of ranks.
+    """Describes each alive latent in a range of ranks.
 
     Args:
       z: latents of n samples, `[n, F]`, dense or sparse.
-      problems: the samples' problems.
-      start_rank: first rank, from 1, by firing rate.
-      end_rank: last rank, included; the last latent's if `None`.
+      problems: the problem of each sample, n of them.
+      start_rank: first rank by firing rate; ranks count from 1.
+      end_rank: last rank, included; F if `None`.
       frequent_numbers: whether the calibrated rule also tests every number found in
         1-50 % of the problems.
 
     Returns:
-      One mapping a latent, in order of rank. As in the recorded files: `rank`,
-      `feature_id`, `activation_freq`, `mean_magnitude`, `scores`, `type`, `description`.
-      Besides: `support`; `calibrated`, with the names of the properties that the latent
-      is `specialized` in (over all latents of the SAE) and, for each `best_property`,
-      `p_value`, `q_value` and `lift` of the smallest p-value; `taxonomy`; `top_samples`.
+      One mapping for each latent, in order of rank. It holds the fields of the recorded files:
+      `rank`, `feature_id`, `activation_freq`, `mean_magnitude`, `scores`, `type`, `description`;
+      and `support`, the number of samples on which the latent fires; `calibrated`, with the
+      names of the properties that it is `specialized` in (tested over all latents of the SAE),
+      the `best_property`, which has the smallest p-value, and its `p_value`, `q_value` and
+      `lift`; `taxonomy`; and `top_samples`.
 
     Raises:
       ValueError: if there are not as many problems as samples, or no such ranks.
     """
-    firing = _firing_over(z, problems)
-    end_rank = firing.d_sae if end_rank is None else end_rank
-    if not 1 <= start_rank <= end_rank <= firing.d_sae:
+    firing, texts = _firing_and_texts(z, problems)
+    d_sae = z.shape[1]
+    end_rank = d_sae if end_rank is None else end_rank
+    if not 1 <= start_rank <= end_rank <= d_sae:
         raise ValueError(
-            f"ranks {start_rank} to {end_rank} are not within 1 to {firing.d_sae}, "
-            "the number of latents"
+            f"ranks {start_rank} to {end_rank} are not within 1 to {d_sae}, the number of latents"
         )
-    texts = [solution_text(problem) for problem in problems]
     properties, names = property_matrix(problems, frequent_numbers=frequent_numbers)
     calibrated = specialization.calibrated_specialization(firing.fires, properties)
-    firing_rate, mean_magnitude = firing.firing_rate, firing.mean_magnitude
-
     records = []
     for rank in range(start_rank, end_rank + 1):
         latent = int(firing.ranking[rank - 1])
@@ -131,8 +117,8 @@ def feature_records(
             {
                 "rank": rank,
                 "feature_id": latent,
-                "activation_freq": float(firing_rate[latent]),
-                "mean_magnitude": float(mean_magnitude[latent]),
+                "activation_freq": float(firing.firing_rate[latent]),
+                "mean_magnitude": float(firing.mean_magnitude[latent]),
                 "scores": scores,
                 "type": kind,
                 "description": description,
@@ -168,12 +154,15 @@ def _calibrated_record(
     }
 
 
-def _firing_over(z: np.ndarray | sparse.sparray, problems: Sequence[Problem]) -> Firing:
+def _firing_and_texts(
+    z: np.ndarray | sparse.sparray, problems: Sequence[Problem]
+) -> tuple[Firing, list[str]]:
+    """The latents, and the text of each sample that the published rule reads."""
     if z.shape[0] != len(problems):
         raise ValueError(f"latents of {z.shape[0]} samples do not fit {len(problems)} problems")
-    return Firing.of(z)
+    return Firing(z), [" | ".join(problem.steps) for problem in problems]
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean, NaN of nothing."""
+    """The mean of the values; NaN if there are none."""
     return float(values.mean()) if values.size else float("nan")

@@ -1,4 +1,4 @@
-"""Feature scores of every member of a sweep, one flat row each."""
+"""Feature scores of every member of a sweep, in one flat row each."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from sae_jax.activations.selection import Selection
 from sae_jax.activations.slices import DataSlice
-from sae_jax.architectures.base import SAE
 from sae_jax.configs import SAEConfig
 from sae_jax.features.records import feature_summary
 from sae_jax.features.stability import stability_over_seeds
@@ -21,7 +20,7 @@ from sae_jax.sweep.result import SweepResult
 def score_features(
     result: SweepResult, val: Selection | Sequence[Selection], *, progress: bool = True
 ) -> list[dict[str, Any]]:
-    """The sweep's table, widened by what its latents respond to.
+    """The sweep's table, with columns for what the latents respond to.
 
     Args:
       result: a trained sweep.
@@ -29,9 +28,9 @@ def score_features(
       progress: whether to show a progress bar.
 
     Returns:
-      One row a member: those of `result.table()`, `feature_summary`'s rates, and
-      `feature_stability` and `feature_stability_matched`, against all other seeds of the
-      same setting (NaN where there is none). The scores of a member that diverged are `None`.
+      One row for each member: its row of `result.table()`, the rates of `feature_summary`, and
+      `feature_stability` and `feature_stability_matched` against all other seeds of the same
+      setting (NaN if there are none). The scores of a member that diverged are `None`.
 
     Raises:
       ValueError: if a member's data slice is not among `val`.
@@ -40,25 +39,28 @@ def score_features(
     by_slice: dict[DataSlice, Selection] = {
         (part.layer, part.position): part for part in selections
     }
-    for config in result.configs:
+    configs = result.configs
+    for config in configs:
         if config.data_slice not in by_slice:
             raise ValueError(
                 f"{config} was trained on {config.data_slice}; the validation"
                 f" samples are of {list(by_slice)}"
             )
     trained = [i for i, member in enumerate(result.members) if member.diverged_at is None]
-    scores: dict[int, dict[str, Any]] = {i: {} for i in trained}
+    scores: dict[int, dict[str, Any]] = {}
     with tqdm(total=len(trained), desc="features", disable=not progress) as bar:
         for data_slice, samples in by_slice.items():
             x = samples.read()
             for i in trained:
-                member = result.members[i]
-                if member.config.data_slice != data_slice:
-                    continue
-                z = np.asarray(_latents(member.sae(), x))
-                scores[i] |= feature_summary(z, samples.problems)
-                bar.update()
-    for members in _settings(result.configs, trained):
+                if configs[i].data_slice == data_slice:
+                    graphdef, arrays = nnx.split(result.sae(i))
+                    z = np.asarray(_latents(arrays, x, graphdef=graphdef))
+                    scores[i] = feature_summary(z, samples.problems)
+                    bar.update()
+    settings: dict[SAEConfig, list[int]] = {}
+    for i in trained:
+        settings.setdefault(configs[i].setting, []).append(i)
+    for members in settings.values():
         stability = stability_over_seeds(
             [result.members[i].params["w_dec"] for i in members],
             [result.members[i].firing_rate > 0 for i in members],
@@ -66,23 +68,10 @@ def score_features(
         for i, scored in zip(members, stability, strict=True):
             scores[i] |= scored
     columns = dict.fromkeys(name for scored in scores.values() for name in scored)
-    return [row | (scores.get(i) or columns) for i, row in enumerate(result.table())]
-
-
-def _latents(sae: SAE, x: np.ndarray) -> jax.Array:
-    """Latents `[n, F]`; compiled once for each class, dictionary size and k."""
-    graphdef, arrays = nnx.split(sae)
-    return _encoded(arrays, x, graphdef=graphdef)
+    return [row | scores.get(i, columns) for i, row in enumerate(result.table())]
 
 
 @partial(jax.jit, static_argnames="graphdef")
-def _encoded(arrays: Any, x: jax.Array, *, graphdef: Any) -> jax.Array:
+def _latents(arrays: Any, x: jax.Array, *, graphdef: Any) -> jax.Array:
+    """Latents `[n, F]`; compiled once for each class, dictionary size and k."""
     return nnx.merge(graphdef, arrays).encode(x)
-
-
-def _settings(configs: Sequence[SAEConfig], members: Sequence[int]) -> list[list[int]]:
-    """The members of each setting, which differ in their seeds alone."""
-    settings: dict[SAEConfig, list[int]] = {}
-    for i in members:
-        settings.setdefault(configs[i].setting, []).append(i)
-    return list(settings.values())

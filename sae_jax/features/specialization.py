@@ -1,9 +1,9 @@
 """Whether a latent responds to one operation or number: the published and a calibrated rule.
 
-The published rule looks only at the samples on which a latent is strongest, and a latent
-that fires on one sample passes it as often as that sample's text would: most of the
-time. Its rate is here to be compared with published numbers. The calibrated rule tests
-firing against having a property over all samples and controls false discoveries.
+The published rule looks only at the samples on which a latent is strongest. A latent that fires
+on one sample passes it as often as a single text does, which is most of the time. The rule is
+here for comparison with published numbers. The calibrated rule tests firing against having a
+property over all samples, and controls false discoveries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,10 +32,10 @@ MIN_SUPPORT = 5
 
 
 def published_marks(texts: Sequence[str]) -> np.ndarray:
-    """What the published rule sees in texts: four operations, then five numbers, bool `[n, 9]`.
+    """What the published rule sees in n texts: four operations, then five numbers, bool `[n, 9]`.
 
-    By substring, as published: "12" is found in "3120", and a negative number counts as
-    a subtraction.
+    It looks for substrings, as published: it finds "12" in "3120", and takes the sign of a
+    negative number for a subtraction.
     """
     marks = [
         [any(mark in text.lower() for mark in _OPERATION_MARKS[name]) for name in OPERATIONS]
@@ -49,35 +49,27 @@ def published_scores(texts: Sequence[str]) -> dict[str, Any]:
     """The published rule's counts over the texts of a latent's top samples.
 
     Args:
-      texts: one text a sample, its steps joined by " | ".
+      texts: one text for each sample: its steps, joined by " | ".
 
     Returns:
       `operations`: percentage of texts with each operation; `values`: *number* of texts
-      with each of 12, 20, 30, 50 and 100, keyed by its digits; `total_samples`.
+      with each of 12, 20, 30, 50 and 100, by its digits; `total_samples`: number of texts.
     """
-    counts = published_marks(texts).sum(axis=0)
-    return scores_of_counts(counts, len(texts))
-
-
-def scores_of_counts(counts: np.ndarray, num_texts: int) -> dict[str, Any]:
-    """`published_scores` of texts whose marks have been counted already, int `[9]`."""
-    percent = _percent(counts, num_texts)
+    operations, values = np.split(published_marks(texts).sum(axis=0), [len(OPERATIONS)])
+    percent = _percent(operations, len(texts))
     return {
-        "operations": dict(zip(OPERATIONS, percent[: len(OPERATIONS)].tolist(), strict=True)),
-        "values": {
-            value: int(count)
-            for value, count in zip(_VALUES, counts[len(OPERATIONS) :], strict=True)
-        },
-        "total_samples": int(num_texts),
+        "operations": dict(zip(OPERATIONS, percent.tolist(), strict=True)),
+        "values": dict(zip(_VALUES, values.tolist(), strict=True)),
+        "total_samples": len(texts),
     }
 
 
 def classify_published(scores: Mapping[str, Any]) -> tuple[str, str]:
     """Applies the published rule, ties and all, to `published_scores` of a latent.
 
-    Operation-specialized: the largest percentage exceeds 70 and all that *differ from
-    it* are below 30; value-specialized likewise with 50 and 20. Operations that tie at
-    the maximum pass, and the first is reported.
+    A latent is operation-specialized if the largest percentage exceeds 70 and all that *differ
+    from it* are below 30. It is value-specialized likewise, with 50 and 20. Operations that tie
+    at the maximum therefore pass, and the first of them is reported.
 
     Returns:
       The type (`highly-specialized`, `operation-specialized`, `value-specialized` or
@@ -100,14 +92,14 @@ def classify_published(scores: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def published_specialized(counts: np.ndarray, num_texts: np.ndarray) -> np.ndarray:
-    """Whether the published rule calls latents anything but general.
+    """Whether the published rule calls latents anything but general, for many latents at once.
 
     Args:
-      counts: marks counted over each latent's top samples, `[..., 9]`.
-      num_texts: number of top samples, `[...]`.
+      counts: counts of `published_marks` over each latent's top samples, `[..., 9]`.
+      num_texts: number of each latent's top samples, `[...]`.
 
     Returns:
-      bool `[...]`; `classify_published` for many latents at once.
+      Whether `classify_published` says something else than `general`, bool `[...]`.
     """
     percent = _percent(counts, num_texts[..., None])
     operations, values = np.split(percent, [len(OPERATIONS)], axis=-1)
@@ -115,7 +107,7 @@ def published_specialized(counts: np.ndarray, num_texts: np.ndarray) -> np.ndarr
 
 
 def _percent(counts: np.ndarray, total: np.ndarray | int) -> np.ndarray:
-    # Multiplied before divided: bit for bit the published arithmetic.
+    # The published arithmetic, bit for bit, multiplies before it divides.
     return 100.0 * counts / np.maximum(total, 1)
 
 
@@ -126,21 +118,20 @@ def _one_dominates(percent: np.ndarray, above: float, below: float) -> np.ndarra
 
 @dataclass(frozen=True, eq=False)
 class CalibratedSpecialization:
-    """Which latents are specialized in which properties; arrays are `[F, P]`.
+    """Which of F latents are specialized in which of P properties.
 
     Attributes:
-      specialized: significant, strong enough and with enough support.
-      p_value: one-sided hypergeometric; 1 for latents that never fire.
-      q_value: p-values adjusted after Benjamini and Hochberg over the alive latents.
-      lift: P(property | fires) / P(property); NaN where either is undefined.
-      support: samples on which each latent fires, `[F]`.
+      specialized: whether the tie is significant and strong enough and the latent fires on
+        enough samples, bool `[F, P]`.
+      p_value: one-sided hypergeometric p-value, `[F, P]`; 1 for latents that never fire.
+      q_value: p-value adjusted after Benjamini and Hochberg over all alive latents, `[F, P]`.
+      lift: P(property | fires) / P(property), `[F, P]`; NaN where either is undefined.
     """
 
     specialized: np.ndarray
     p_value: np.ndarray
     q_value: np.ndarray
     lift: np.ndarray
-    support: np.ndarray
 
 
 def calibrated_specialization(
@@ -153,18 +144,18 @@ def calibrated_specialization(
 ) -> CalibratedSpecialization:
     """Tests every latent for firing more often on samples that have a property.
 
-    Each pair's 2 x 2 table over all samples gives a one-sided hypergeometric (Fisher)
-    p-value; Benjamini-Hochberg over all pairs of alive latents and properties keeps the
-    false discovery rate of the significant ones at `q`.
+    The 2 x 2 table of a latent and a property over all samples gives a one-sided hypergeometric
+    (Fisher) p-value. The adjustment after Benjamini and Hochberg over all pairs of an alive
+    latent and a property keeps the false discovery rate of the significant pairs at `q`.
 
     Args:
       fires: which latent fires on which sample, bool `[n, F]`, dense or sparse.
       properties: which sample has which property, bool `[n, P]`.
       q: false discovery rate.
       min_lift: least P(property | fires) / P(property) of a specialized latent. No latent
-        can reach it for a property of more than 1 / min_lift of the samples, such as
+        can reach it for a property that more than 1 / min_lift of the samples have, such as
         multiplication on GSM8K (72 %).
-      min_support: least number of samples that it fires on.
+      min_support: least number of samples on which a specialized latent fires.
 
     Raises:
       ValueError: on arrays that are not boolean matrices over the same samples, or
@@ -175,54 +166,58 @@ def calibrated_specialization(
       https://doi.org/10.1111/j.2517-6161.1995.tb02031.x
     """
     _check_tables(fires, properties, q)
-    support = np.asarray(fires.sum(axis=0))
-    return calibrate_counts(
-        hits=count_hits(fires, properties),
-        support=support,
-        num_with_property=properties.sum(axis=0),
-        num_samples=len(properties),
+    return calibrated_from_hits(
+        count_hits(fires, properties),
+        np.asarray(fires.sum(axis=0)),
+        properties,
         q=q,
         min_lift=min_lift,
         min_support=min_support,
     )
 
 
-def calibrate_counts(
-    *,
+def calibrated_from_hits(
     hits: np.ndarray,
     support: np.ndarray,
-    num_with_property: np.ndarray,
-    num_samples: int,
-    q: float,
-    min_lift: float,
-    min_support: int,
+    properties: np.ndarray,
+    *,
+    q: float = FALSE_DISCOVERY_RATE,
+    min_lift: float = MIN_LIFT,
+    min_support: int = MIN_SUPPORT,
 ) -> CalibratedSpecialization:
-    """`calibrated_specialization` of tables that have been counted, `hits` `[..., F, P]`.
+    """`calibrated_specialization` from counts, for several shuffles of the properties at once.
 
-    Each leading index is a family of tests of its own.
+    Args:
+      hits: how often each latent fires on samples with each property, int `[..., F, P]`. Each
+        leading index is a family of tests of its own.
+      support: number of samples on which each latent fires, int `[F]`.
+      properties: which sample has which property, bool `[n, P]`, in any order of the samples.
+      q, min_lift, min_support: as in `calibrated_specialization`.
+
+    Returns:
+      The result, whose arrays are `[..., F, P]`.
     """
+    num_samples, num_with_property = len(properties), properties.sum(axis=0)
     p_value = _enrichment_p_value(hits, support[:, None], num_with_property, num_samples)
     alive = support > 0
     q_value = np.ones_like(p_value)
     if alive.any() and hits.shape[-1]:
         tests = p_value[..., alive, :]
         families = tests.reshape(*hits.shape[:-2], -1)
-        q_value[..., alive, :] = stats.false_discovery_control(families, axis=-1).reshape(
-            tests.shape
-        )
+        adjusted = stats.false_discovery_control(families, axis=-1)
+        q_value[..., alive, :] = adjusted.reshape(tests.shape)
     with np.errstate(divide="ignore", invalid="ignore"):
         lift = (hits / support[:, None]) / (num_with_property / num_samples)
-        strong = lift >= min_lift
-    specialized = (q_value <= q) & strong & (support >= min_support)[:, None]
-    return CalibratedSpecialization(specialized, p_value, q_value, lift, support)
+        specialized = (q_value <= q) & (lift >= min_lift) & (support >= min_support)[:, None]
+    return CalibratedSpecialization(specialized, p_value, q_value, lift)
 
 
 def _enrichment_p_value(
     hits: np.ndarray, support: np.ndarray, num_with_property: np.ndarray, num_samples: int
 ) -> np.ndarray:
     """P(at least `hits` of `support` draws have the property), drawing without replacement."""
-    # Tables repeat: most latents fire on few samples. Margins are told apart by their rank, as
-    # the codes of three counts up to n each overflow 64 bits from 2.1 million samples on.
+    # Each distinct table is computed once, since most latents fire on few samples. The rank of
+    # a margin stands for it: codes of three counts up to n overflow 64 bits from n = 2.1 million.
     draws, draws_rank = np.unique(support, return_inverse=True)
     successes, successes_rank = np.unique(num_with_property, return_inverse=True)
     shape = (num_samples + 1, len(draws), len(successes))

@@ -1,4 +1,4 @@
-"""The published taxonomy: which patterns recur in a latent's top samples."""
+"""The published taxonomy: the patterns that recur in a latent's top samples."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ def detect_patterns(texts: Sequence[str]) -> list[str]:
     """Patterns that recur in the texts of a latent's top samples.
 
     Returns:
-      Operations and `round_numbers` found in at least 3 texts, and `number_12` and the
-      like found in at least 5; by substring, as in the published rule.
+      The operations, and `round_numbers`, that at least 3 texts hold; and `number_12` and the
+      like that at least 5 texts hold. They are found as substrings, as in the published rule.
     """
     counts = published_marks(texts).sum(axis=0)
     num_round = sum(any(str(number) in text for number in ROUND_NUMBERS) for text in texts)
@@ -39,9 +39,9 @@ def classify_patterns(patterns: Sequence[str]) -> tuple[str, str]:
     """The level and the confidence of a latent with these patterns.
 
     Returns:
-      `mixed` and `medium` with patterns of both kinds; `operation-level` or
-      `value-level`, `high` with two or more patterns and `medium` with one; `unknown`
-      twice without any.
+      `mixed` and `medium` if there are patterns of both kinds; `unknown` and `unknown` if there
+      are none; else `operation-level` or `value-level`, with `high` if there are two or more
+      patterns and `medium` if there is one.
     """
     num_operations = len(set(OPERATIONS).intersection(patterns))
     num_values = len(patterns) - num_operations
