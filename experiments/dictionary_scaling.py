@@ -10,8 +10,8 @@ with d from 100 to 1000, and K = 25, 75, 100 and 200. On GSM8K:
 Without flags: the packaged SmolLM2-135M on generated problems. For the published model,
 first run extract_activations.py with --codi_checkpoint, then this with --activations.
 
-Writes `results.csv` (one row a member), `results.md` (beside the published table, with its
-claims), three figures, the activations and the sweep into --output.
+Writes `results.csv` (one row for each member), `results.md` (beside the published table, with
+its claims), three figures, the activations and the sweep into --output.
 
 Cost: 20 to 25 minutes to extract and less than ten to train 70 members on 2 CPU cores.
 Expected with the command above: 95.3 % explained variance and about a quarter of the
@@ -30,7 +30,7 @@ from sae_jax.activations.locks import lock_beside
 from sae_jax.features.scoring import score_features
 from sae_jax.ops.matmul import COMPUTE_DTYPES
 from sae_jax.report import reference
-from sae_jax.report.figures import plot_against_size, plot_against_sparsity, plot_firing_rates
+from sae_jax.report.figures import plot_firing_rates, plot_panels
 from sae_jax.report.tables import summary_table, write_csv, write_markdown
 from sae_jax.sweep.cache import use_compilation_cache
 from sae_jax.sweep.loop import plan_for
@@ -65,7 +65,7 @@ _OUTPUT = flags.DEFINE_string("output", "runs/dictionary_scaling", "Folder for e
 _RESUME = flags.DEFINE_bool("resume", False, "Continue a run that was stopped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a run that is there.")
 
-# What a run may not change when it continues.
+# Flags that must not change when a run continues.
 _SETTINGS = (
     _ACTIVATIONS,
     _PROBLEMS,
@@ -90,7 +90,7 @@ def work() -> None:
 
 
 def run(output: Path) -> None:
-    """`work`, with the folder that it writes to."""
+    """Does the work of `work` in the folder that it writes to."""
     start_run(output)
     store = (
         sae_jax.ActivationStore.open(_ACTIVATIONS.value)
@@ -107,7 +107,7 @@ def run(output: Path) -> None:
 
 
 def start_run(output: Path) -> None:
-    """Claims the output folder, or checks that it holds the run to continue."""
+    """Claims the output folder, or checks that the run in it is the one to continue."""
     settings = {flag.name: flag.value for flag in _SETTINGS}
     path = output / RUN_NAME
     if _RESUME.value and path.exists():
@@ -126,8 +126,8 @@ def start_run(output: Path) -> None:
 
 
 def extracted(path: Path) -> sae_jax.ActivationStore:
-    """The activations of the continuous thoughts, new or as far as they are already there."""
-    # Only here: who brings activations needs no PyTorch.
+    """Extracts the activations of the continuous thoughts, those that are not there already."""
+    # Imported here, since a run on given --activations needs no PyTorch.
     from sae_jax.extraction.extract import extract
     from sae_jax.extraction.models import load_model
     from sae_jax.extraction.problems import load_problems
@@ -152,7 +152,7 @@ def extracted(path: Path) -> sae_jax.ActivationStore:
 
 
 def trained(split: sae_jax.Split, output: Path) -> sae_jax.SweepResult:
-    """The published grid, every config with each seed; read back if it is there already."""
+    """Trains the published grid with each seed, or reads the sweep if it is there already."""
     folder = output / "sweep"
     if folder.exists():
         return sae_jax.SweepResult.load(folder)
@@ -173,7 +173,7 @@ def trained(split: sae_jax.Split, output: Path) -> sae_jax.SweepResult:
 
 
 def report(rows: list[dict], result: sae_jax.SweepResult, store, split, output: Path) -> None:
-    """Writes tables and figures, prints the summary, and says where all of it is."""
+    """Writes tables and figures, prints the summary, and lists what was written."""
     description = (
         f"{len(result)} SAEs on layer {_LAYER.value}, position {_POSITION.value} of"
         f" {store.manifest['model']}: {len(split.train)} problems to train on, {len(split.val)} to"
@@ -181,8 +181,8 @@ def report(rows: list[dict], result: sae_jax.SweepResult, store, split, output: 
     )
     write_csv(rows, output / "results.csv")
     write_markdown(rows, description, output / "results.md")
-    plot_against_size(rows, output / "scaling_by_size.png")
-    plot_against_sparsity(rows, output / "scaling_by_sparsity.png")
+    plot_panels(rows, "d_sae", output / "scaling_by_size.png")
+    plot_panels(rows, "k", output / "scaling_by_sparsity.png")
     plot_firing_rates(result, output / "firing_rates.png")
     print(f"\n{description}\n\n{summary_table(rows)}\n")
     for claim in reference.claims(rows):

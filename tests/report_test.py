@@ -6,7 +6,7 @@ import math
 import pytest
 
 from sae_jax.report import reference
-from sae_jax.report.figures import plot_against_size, plot_against_sparsity
+from sae_jax.report.figures import plot_panels
 from sae_jax.report.tables import (
     comparison_table,
     interval_note,
@@ -140,8 +140,8 @@ def test_the_page_warns_of_singletons_and_holds_all_parts(tmp_path):
 
 
 def test_figures_are_drawn(tmp_path):
-    for plot in (plot_against_size, plot_against_sparsity):
-        path = tmp_path / f"{plot.__name__}.png"
-        plot(rows(), path)
+    for x_name in ("d_sae", "k"):
+        path = tmp_path / f"{x_name}.png"
+        plot_panels(rows(), x_name, path)
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 20_000

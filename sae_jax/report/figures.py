@@ -1,7 +1,7 @@
 """Figures of a scored sweep."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sae_jax.configs import SAEConfig
-from sae_jax.report.statistics import summarize_rows, varying_fields
+from sae_jax.report.statistics import shown_fields, summarize_rows
 from sae_jax.sweep.result import Member, SweepResult
 
 Rows = Sequence[Mapping[str, Any]]
@@ -22,46 +22,24 @@ PANELS = {
     "published_rate": "specialized, published rule [%]",
     "calibrated_rate_supported": "specialized, calibrated rule [%]",
 }
-"""Columns to draw, all of them shares, and what their axes say."""
+"""Columns to draw, all of them shares, and the labels of their axes."""
+
+X_LABELS = {"d_sae": "dictionary size d", "k": "latents kept K"}
 
 
-def plot_against_size(rows: Rows, path: Path) -> None:
-    """Draws each panel against d_sae, one line a setting else, with 95 % intervals over seeds."""
-    _plot_panels(rows, "d_sae", "dictionary size d", path)
+def plot_panels(rows: Rows, x_name: str, path: Path) -> None:
+    """Draws the columns of `PANELS` against d_sae or k, with 95 % intervals over seeds.
 
-
-def plot_against_sparsity(rows: Rows, path: Path) -> None:
-    """Draws each panel against k, one line a setting else, with 95 % intervals over seeds."""
-    _plot_panels(rows, "k", "latents kept K", path)
-
-
-def plot_firing_rates(result: SweepResult, path: Path) -> None:
-    """Draws firing rate against rank for the first seed of each setting that did not diverge."""
-    figure, axes = _figure(1)
-    first_seed: dict[SAEConfig, Member] = {}
-    for member in result.members:
-        if member.diverged_at is None:
-            first_seed.setdefault(member.config.setting, member)
-    fields = ["k", "d_sae", *varying_fields(result.table())]
-    colors = _colors(len(first_seed))
-    for (setting, member), color in zip(first_seed.items(), colors, strict=True):
-        rates = np.sort(member.firing_rate)[::-1]
-        rates = rates[rates > 0]
-        label = _label(dataclasses.asdict(setting), dict.fromkeys(fields))
-        axes[0].plot(np.arange(1, len(rates) + 1), rates, label=label, color=color, linewidth=1.2)
-    axes[0].set(xscale="log", yscale="log", xlabel="rank", ylabel="firing rate")
-    if first_seed:
-        axes[0].legend(fontsize="x-small", ncols=2)
-    figure.savefig(path)
-
-
-def _plot_panels(rows: Rows, x_name: str, x_label: str, path: Path) -> None:
+    Args:
+      rows: one row for each member, as `score_features` gives.
+      x_name: `d_sae` or `k`. Settings that differ in anything else are different lines.
+      path: the file to write.
+    """
     figure, axes = _figure(len(PANELS))
-    summaries = summarize_rows(rows, list(PANELS))
-    other = "k" if x_name == "d_sae" else "d_sae"
-    fields = [other, *(name for name in varying_fields(rows) if name not in ("k", "d_sae"))]
+    fields = [name for name in shown_fields(rows) if name != x_name]
     lines: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(summaries, key=lambda row: (row[other], row[x_name])):
+    summaries = summarize_rows(rows, list(PANELS))
+    for row in sorted(summaries, key=lambda row: (row[fields[0]], row[x_name])):
         lines.setdefault(_label(row, fields), []).append(row)
     for axis, (column, label) in zip(axes, PANELS.items(), strict=True):
         for (line, points), color in zip(lines.items(), _colors(len(lines)), strict=True):
@@ -77,12 +55,32 @@ def _plot_panels(rows: Rows, x_name: str, x_label: str, path: Path) -> None:
                 linewidth=1.2,
                 capsize=2,
             )
-        axis.set(xlabel=x_label, ylabel=label)
+        axis.set(xlabel=X_LABELS[x_name], ylabel=label)
     axes[0].legend(fontsize="small", ncols=2)
     figure.savefig(path)
 
 
-def _label(row: Mapping[str, Any], fields: Iterable[str]) -> str:
+def plot_firing_rates(result: SweepResult, path: Path) -> None:
+    """Draws firing rate against rank for the first seed of each setting that did not diverge."""
+    figure, axes = _figure(1)
+    first_seed: dict[SAEConfig, Member] = {}
+    for member in result.members:
+        if member.diverged_at is None:
+            first_seed.setdefault(member.config.setting, member)
+    fields = shown_fields(result.table())
+    colors = _colors(len(first_seed))
+    for (setting, member), color in zip(first_seed.items(), colors, strict=True):
+        rates = np.sort(member.firing_rate)[::-1]
+        rates = rates[rates > 0]
+        label = _label(dataclasses.asdict(setting), fields)
+        axes[0].plot(np.arange(1, len(rates) + 1), rates, label=label, color=color, linewidth=1.2)
+    axes[0].set(xscale="log", yscale="log", xlabel="rank", ylabel="firing rate")
+    if first_seed:
+        axes[0].legend(fontsize="x-small", ncols=2)
+    figure.savefig(path)
+
+
+def _label(row: Mapping[str, Any], fields: Sequence[str]) -> str:
     names = {"k": "K", "d_sae": "d", "learning_rate": "learning rate"}
     return ", ".join(f"{names.get(name, name)} = {row[name]}" for name in fields)
 
@@ -92,7 +90,7 @@ def _colors(count: int) -> np.ndarray:
 
 
 def _figure(num_panels: int) -> tuple[Figure, list[Axes]]:
-    """A figure of its own, outside pyplot's global state."""
+    """A figure with panels in two columns, outside pyplot's global state."""
     num_columns = min(2, num_panels)
     num_rows = -(-num_panels // num_columns)
     figure = Figure(figsize=(5.5 * num_columns, 3.8 * num_rows), dpi=150, layout="constrained")

@@ -7,11 +7,11 @@ from typing import Any
 
 from sae_jax.report import reference
 from sae_jax.report.reference import percent, with_interval
-from sae_jax.report.statistics import by_setting, summarize_rows, varying_fields
+from sae_jax.report.statistics import by_setting, shown_fields, summarize_rows
 
 Rows = Sequence[Mapping[str, Any]]
 
-# Scored columns, with what a table calls them, and the factor and digits of their numbers.
+# Scored columns: their titles in a table, and the factor and digits of their numbers.
 SUMMARIZED = {
     "explained_variance": ("EV %", 100, 2),
     "fvu": ("fvu %", 100, 2),
@@ -25,7 +25,7 @@ SUMMARIZED = {
     "feature_stability": ("stability", 1, 3),
 }
 
-# The name of a setting's field in a table.
+# Titles of the setting's fields in a table; a field that is not here keeps its name.
 FIELD_NAMES = {"k": "K", "d_sae": "d"}
 
 SINGLETON_NOTE = (
@@ -38,7 +38,7 @@ SINGLETON_NOTE = (
 
 
 def write_csv(rows: Rows, path: Path) -> None:
-    """Writes one line a row, with a header; of no rows an empty file."""
+    """Writes a header and one line for each row; an empty file if there are no rows."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
         if rows:
@@ -47,14 +47,14 @@ def write_csv(rows: Rows, path: Path) -> None:
 
 
 def summary_table(rows: Rows) -> str:
-    """Markdown table of means over seeds with intervals, one line a setting.
+    """Markdown table of means over seeds with intervals, one line for each setting.
 
     A mean over fewer seeds than the setting has says how many they are.
 
     Args:
-      rows: one a member, as `score_features` gives.
+      rows: one row for each member, as `score_features` gives.
     """
-    fields = _shown_fields(rows)
+    fields = shown_fields(rows)
     header = [FIELD_NAMES.get(name, name) for name in fields] + ["seeds"]
     header += [title for title, _, _ in SUMMARIZED.values()]
     lines = []
@@ -69,9 +69,9 @@ def summary_table(rows: Rows) -> str:
 
 
 def comparison_table(rows: Rows) -> str:
-    """Markdown table of this sweep beside the published one, where both have the setting."""
+    """Markdown table of the settings that this sweep and the published one have in common."""
     columns = ("explained_variance", "dead_fraction", "published_rate_rarer_half")
-    fields = _shown_fields(rows)
+    fields = shown_fields(rows)
     header = [FIELD_NAMES.get(name, name) for name in fields]
     for title in ("EV", "dead", "specialized"):
         header += [f"{title} here", f"{title} published"]
@@ -89,21 +89,20 @@ def comparison_table(rows: Rows) -> str:
 
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """A table in Markdown. `lines` are rows of cells, as many as the header has."""
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def interval_note(rows: Rows) -> str:
-    """What varies between the seeds whose intervals the tables give."""
-    varies = "the initialization"
+    """A note on the tables' intervals: how they are computed, and what varies between seeds."""
+    varies = " alone: all members saw the data in the same order"
     if any(len({row.get("data_seed") for row in members}) > 1 for members in by_setting(rows)):
-        varies += " and the order of the data"
-    else:
-        varies += " alone: all members saw the data in the same order"
+        varies = " and the order of the data"
     return (
         "Intervals are 95 % of Student's t over seeds; that of stability, which compares every"
-        f" pair of seeds, is a jackknife over three seeds or more. A seed varies {varies}."
+        " pair of seeds, is a jackknife over three seeds or more. A seed varies the"
+        f" initialization{varies}."
     )
 
 
@@ -111,9 +110,9 @@ def write_markdown(rows: Rows, description: str, path: Path) -> None:
     """Writes the tables and the published claims as one page.
 
     Args:
-      rows: one a member, as `score_features` gives, of a sweep over `reference.GRID`.
-      description: a paragraph that says what was trained on what.
-      path: where to.
+      rows: one row for each member, as `score_features` gives, of a sweep over `reference.GRID`.
+      description: a paragraph that says what was trained on which data.
+      path: the file to write.
     """
     path.write_text(
         "\n\n".join(
@@ -138,13 +137,8 @@ def write_markdown(rows: Rows, description: str, path: Path) -> None:
     )
 
 
-def _shown_fields(rows: Rows) -> list[str]:
-    """The fields of a setting that a table shows: the two of every sweep, and what varies."""
-    return ["k", "d_sae", *(name for name in varying_fields(rows) if name not in ("k", "d_sae"))]
-
-
 def _seeds(members: Rows) -> str:
-    """How many seeds a setting has, and which of them diverged when."""
+    """The number of seeds of a setting, and the step at which each that diverged did so."""
     diverged = [
         f"seed {row['seed']} diverged at step {row['diverged_at']}"
         for row in members
