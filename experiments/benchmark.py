@@ -4,10 +4,10 @@
     python experiments/benchmark.py --sections=headline --output=runs/benchmark
 
 Each section prints a table and writes NAME.csv (and NAME.png where it shows growth) to
---output. All contenders of a section see the same samples in one process; repeats are
-interleaved, over the sizes of a growth too, and medians reported, next to the speed of this
+--output. All contenders of a section see the same samples in one process. Repeats are
+interleaved, over the sizes of a growth too, and medians are reported, next to the speed of this
 machine's matrix products and memory in the same minutes. Contenders from other libraries
-take part where installed.
+take part if they are installed.
 
     headline   4 members, d_sae 512, k 50, D 2048, all contenders
     large      one member, d_sae 16384, k 64, D 576; selected rows take a fifth of the loop
@@ -20,24 +20,24 @@ A section takes minutes on 2 CPU cores. On a Zen 5 expect the headline at 2.2 ti
 loop in float32 (2.6 times on real --activations), and 2.7 to 3.5 times in bfloat16.
 """
 
-import csv
 import dataclasses
 import multiprocessing
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import contenders
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from contenders import CONTENDERS, ENGINES, LOOPS, TORCH_LOOP, Contender, Workload
 
 import sae_jax
 from sae_jax.report import reference
+from sae_jax.report.tables import markdown_table, write_csv
 
 HEADLINE = Workload()
 LARGE = Workload(members=1, d_sae=16384, k=64, d_in=576, num_samples=2048)
@@ -53,6 +53,17 @@ GROWTH = {
     "num_samples": [
         dataclasses.replace(HEADLINE, members=1, num_samples=n) for n in (256, 1024, 4096, 16384)
     ],
+}
+
+# How the other libraries grow is not the question.
+GROWTH_CONTENDERS = {
+    name: CONTENDERS[name]
+    for name in (
+        "sae_jax float32",
+        "sae_jax bfloat16",
+        "sae_jax float32, selected_rows",
+        TORCH_LOOP,
+    )
 }
 
 _SECTIONS = flags.DEFINE_multi_enum(
@@ -74,10 +85,8 @@ _OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "Folder for the result
 Row = dict[str, str | int | float]
 
 
-def main(argv: list[str]) -> None:
+def work() -> None:
     """Runs the sections that the flags name."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
     output = Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     for section in _SECTIONS.value:
@@ -90,25 +99,19 @@ def main(argv: list[str]) -> None:
         elif section == "memory":
             rows = memory_rows(HEADLINE) + memory_rows(LARGE)
         else:
-            rows = compare(GROWTH[section], growth_contenders())
+            rows = compare(GROWTH[section], GROWTH_CONTENDERS)
             plot_growth(rows, section, output / f"{section}.png")
         print(f"\n{section}")
         print_table(rows)
         write_csv(rows, output / f"{section}.csv")
 
 
-def growth_contenders() -> dict[str, Contender]:
-    """This engine on its paths and the loop: how others grow is not the question."""
-    names = ("sae_jax float32", "sae_jax bfloat16", "sae_jax float32, selected_rows", TORCH_LOOP)
-    return {name: CONTENDERS[name] for name in names}
-
-
 def samples(num_samples: int, d_in: int) -> np.ndarray:
-    """Activations `[num_samples, d_in]`: real ones if there are, else made up.
+    """Activations `[num_samples, d_in]`: those of --activations, or made-up ones without it.
 
-    Real ones of a smaller width are rotated into the larger space, which keeps lengths and
-    angles. Made-up ones are sparse mixtures of 2 D directions, of which all 512 latents of the
-    headline fire in every batch: the worst case for paths that skip latents.
+    Real activations of a smaller width are rotated into the larger space, which keeps lengths
+    and angles. Made-up ones are sparse mixtures of 2 D directions. On them all 512 latents of
+    the headline fire in every batch, which is the worst case for kernels that skip latents.
     """
     rng = np.random.default_rng(0)
     if _ACTIVATIONS.value:
@@ -126,7 +129,11 @@ def samples(num_samples: int, d_in: int) -> np.ndarray:
 
 
 def compare(workloads: Sequence[Workload], names: Mapping[str, Contender]) -> list[Row]:
-    """Times contenders on workloads, and this machine's ceilings, in turn; one row each."""
+    """Times contenders on workloads, in turn with this machine's ceilings.
+
+    Returns:
+      One row for each workload and contender.
+    """
     runners = {}
     for workload in workloads:
         x = samples(workload.num_samples, workload.d_in)
@@ -166,7 +173,7 @@ def compare(workloads: Sequence[Workload], names: Mapping[str, Contender]) -> li
 def interleaved_medians(
     runs: Mapping[Hashable, Callable[[], object]], repeats: int
 ) -> dict[Hashable, float]:
-    """Median seconds of each run, after one that does not count."""
+    """Median seconds of each run; the first repeat, which may compile, does not count."""
     seconds: dict[Hashable, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
@@ -193,7 +200,7 @@ _increment = jax.jit(lambda a: a + 1, donate_argnums=0)
 
 
 def grid_rows() -> list[Row]:
-    """Wall clock of the published grid: one call of `train_sweep`, and a loop over members."""
+    """Wall clock of the published grid: one call of `train_sweep` against a loop over members."""
     x = samples(7473, HEADLINE.d_in)
     train, val = x[:5978], x[5978:]
     rows: list[Row] = []
@@ -236,7 +243,7 @@ def _grid_row(name: str, epochs: int, seconds: float, variances: list[float]) ->
 
 
 def memory_rows(workload: Workload) -> list[Row]:
-    """Memory that each contender adds to its process, all libraries being imported."""
+    """Memory that each contender adds to a process that has imported all libraries."""
     rows: list[Row] = []
     context = multiprocessing.get_context("spawn")
     for name in CONTENDERS:
@@ -251,42 +258,30 @@ def memory_rows(workload: Workload) -> list[Row]:
 
 
 def _added_memory(name: str, workload: Workload) -> float:
-    """MiB between the peak before preparing and the peak after two epochs."""
+    """MiB by which the peak after two epochs exceeds the peak before preparing."""
     x = np.ones((workload.num_samples, workload.d_in), np.float32)
     x += np.random.default_rng(0).standard_normal(x.shape, np.float32)
     before = _peak_mib()
-    runner = contenders.CONTENDERS[name](workload, x)
+    runner = CONTENDERS[name](workload, x)
     for _ in range(2):
         runner.run()
     return _peak_mib() - before
 
 
 def _peak_mib() -> float:
-    """Of this process; `getrusage` would count that of the process which started it."""
+    """Peak memory of this process; `getrusage` would include that of its parent."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def print_table(rows: Iterable[Row]) -> None:
+def print_table(rows: Sequence[Row]) -> None:
     """Prints rows as a Markdown table."""
-    rows = list(rows)
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + "---|" * len(rows[0]))
-    for row in rows:
-        cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values())
-        print("| " + " | ".join(cells) + " |", flush=True)
-
-
-def write_csv(rows: list[Row], path: Path) -> None:
-    """Writes rows as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    lines = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
+    print(markdown_table(list(rows[0]), lines), flush=True)
 
 
 def plot_growth(rows: list[Row], axis: str, path: Path) -> None:
-    """Draws milliseconds per member-step against one axis of the workload."""
+    """Draws the milliseconds of one step of one member against one axis of the workload."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -302,4 +297,4 @@ def plot_growth(rows: list[Row], axis: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.start(work)

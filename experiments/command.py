@@ -1,4 +1,4 @@
-"""What every script of this folder does around its work."""
+"""How every script of this folder starts: flags, errors and exit status."""
 
 import signal
 import sys
@@ -10,10 +10,10 @@ import sae_jax
 
 
 def start(work: Callable[[], None]) -> None:
-    """Parses the flags and does the work; what was wrong with the input is one line.
+    """Parses the flags and does the work. An error in the input is printed as one line.
 
-    The exit status is 1 after a ValueError, and 143, which stands for SIGTERM, where training
-    was stopped and can be resumed.
+    The exit status is 1 after a ValueError, and 143, which stands for SIGTERM, if training was
+    stopped and can be resumed.
     """
 
     def main(argv: list[str]) -> None:
@@ -34,7 +34,7 @@ def numbers(flag: flags.FlagHolder, kind: type = int) -> list:
     """The numbers of a comma-separated flag.
 
     Raises:
-      ValueError: if one is none.
+      ValueError: if a word is not a number of this kind.
     """
     try:
         return [kind(word) for word in flag.value]

@@ -1,4 +1,4 @@
-"""What the benchmark compares: this engine and the PyTorch trainers that people use today.
+"""The contenders of the benchmark: this engine and the PyTorch trainers that people use today.
 
 Each contender takes a workload and samples, prepares, and returns a `Runner`, whose `run`
 trains one epoch and returns when it has been computed.
@@ -26,7 +26,7 @@ LEARNING_RATE = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What is trained: members of one size on `[num_samples, d_in]` activations."""
+    """Members of one size that train on activations `[num_samples, d_in]`."""
 
     members: int = 4
     d_sae: int = 512
@@ -37,28 +37,28 @@ class Workload:
 
     @property
     def num_steps(self) -> int:
-        """Of one epoch, the last and smaller batch included."""
+        """Number of steps in one epoch, including the last, smaller batch."""
         return -(-self.num_samples // self.batch_size)
 
     @property
     def flops_per_member_step(self) -> int:
-        """Of the five dense products of a step: two forward, three backward."""
+        """Floating-point operations of a step's five dense products: two forward, three back."""
         return 10 * self.batch_size * self.d_in * self.d_sae
 
     @property
     def optimizer_bytes(self) -> int:
-        """Memory traffic of Adam: parameter, gradient, two moments in; all but one out."""
+        """Bytes that Adam moves: it reads parameter, gradient and two moments, and writes three."""
         return 7 * 4 * (2 * self.d_in * self.d_sae + self.d_sae + self.d_in)
 
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """One contender, ready to run.
+    """A contender that is ready to run.
 
     Attributes:
-      run: trains one epoch.
-      member_steps: how many steps of one SAE that is.
-      compile_seconds: what preparing the program took.
+      run: function that trains one epoch.
+      member_steps: number of steps of one SAE in that epoch.
+      compile_seconds: seconds that compiling the program took.
     """
 
     run: Callable[[], None]
@@ -70,7 +70,7 @@ Contender = Callable[[Workload, np.ndarray], Runner]
 
 
 def engine(dtype: str, *, kernel: str = "auto") -> Contender:
-    """The train step of `sae_jax` for all members, as planned or with a kernel that is forced."""
+    """The train step of `sae_jax` for all members, with the planned kernel or a forced one."""
 
     def prepare(workload: Workload, x: np.ndarray) -> Runner:
         members = workload.members
