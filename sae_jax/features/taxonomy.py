@@ -20,13 +20,8 @@ def detect_patterns(texts: Sequence[str]) -> list[str]:
     counts = published_marks(texts).sum(axis=0)
     num_round = sum(any(str(number) in text for number in ROUND_NUMBERS) for text in texts)
     operations, numbers = counts[: len(OPERATIONS)], counts[len(OPERATIONS) :]
-    patterns = [
-        name
-        for name, count in zip(OPERATIONS, operations, strict=True)
-        if count >= MIN_TEXTS_WITH_PATTERN
-    ]
-    if num_round >= MIN_TEXTS_WITH_PATTERN:
-        patterns.append("round_numbers")
+    recurring = dict(zip(OPERATIONS, operations, strict=True)) | {"round_numbers": num_round}
+    patterns = [name for name, count in recurring.items() if count >= MIN_TEXTS_WITH_PATTERN]
     patterns += [
         f"number_{number}"
         for number, count in zip(NUMBERS, numbers, strict=True)

@@ -11,10 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sae_jax.configs import SAEConfig
-from sae_jax.report.statistics import shown_fields, summarize_rows
+from sae_jax.report.statistics import Rows, shown_fields, summarize_rows
 from sae_jax.sweep.result import Member, SweepResult
-
-Rows = Sequence[Mapping[str, Any]]
 
 PANELS = {
     "explained_variance": "explained variance [%]",

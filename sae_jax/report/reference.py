@@ -4,16 +4,11 @@ Source: the public repository GusSand/CoT_Exploration (2025), report of 2025-10-
 seed of each setting on LLaMA-3.2-1B with CODI, layer 14, position 3, GSM8K validation split.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 
 from sae_jax import configs
 from sae_jax.configs import SAEConfig
-from sae_jax.report.statistics import Summary, compare_rows, rows_of_setting, summarize
-
-Rows = Sequence[Mapping[str, Any]]
+from sae_jax.report.statistics import Rows, Summary, compare_rows, rows_of_setting, summarize
 
 GRID = {
     25: (512,),

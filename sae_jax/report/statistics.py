@@ -5,8 +5,8 @@ the seeds repeat one setting, and statistics are taken over those alone.
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -24,36 +24,29 @@ PAIR_COLUMNS = ("feature_stability", "feature_stability_matched")
 """Columns that compare a seed with the others, so that the seeds' values depend on each other."""
 
 Row = Mapping[str, Any]
+Rows = Sequence[Row]
 Values = Sequence[float | None] | np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """Mean over seeds with its interval.
 
     Attributes:
       mean: mean of the values; NaN if there are none.
-      sd: standard deviation of the values, with n - 1; NaN for fewer than two values.
-      low, high: bounds of the 95 % interval of the mean; NaN if the values are too few for one.
+      half_width: half the width of the mean's 95 % interval, the number after "±"; NaN if the
+        values are too few for an interval.
       num_values: number of values.
-      num_missing: number of values that are missing, as members diverged or lack the score.
+      num_missing: number of values that are missing because members diverged or lack the score.
     """
 
     mean: float
-    sd: float
-    low: float
-    high: float
+    half_width: float
     num_values: int
-    num_missing: int = 0
-
-    @property
-    def half_width(self) -> float:
-        """Half the width of the interval: the number after "±"."""
-        return (self.high - self.low) / 2
+    num_missing: int
 
 
 def summarize(values: Values) -> Summary:
-    """Mean, standard deviation and t interval of one number measured with several seeds.
+    """Mean and t interval of one number that was measured with several seeds.
 
     Student's t assumes that means are about normal, which few seeds cannot show. It does not
     claim more than they can, as a bootstrap of five values would.
@@ -88,6 +81,7 @@ def summarize_pairs(values: Values) -> Summary:
 
 
 def _jackknife_error(found: np.ndarray) -> float:
+    """Standard error of the mean over all pairs of n seeds, from each seed's mean, `[n]`."""
     n = found.size
     if n < 3:
         return np.nan
@@ -97,18 +91,18 @@ def _jackknife_error(found: np.ndarray) -> float:
 
 
 def _summary(values: Values, standard_error: Callable[[np.ndarray], float]) -> Summary:
+    """Mean of the values that are there, with an interval of this standard error."""
     array = np.asarray(values, np.float64)  # None becomes NaN.
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"need one or more values in a row, found shape {array.shape}")
     found = array[~np.isnan(array)]
     mean = float(found.mean()) if found.size else np.nan
-    sd = reach = np.nan
+    half_width = np.nan
     if found.size > 1:
         t = stats.t.ppf((1 + CONFIDENCE) / 2, found.size - 1)
         with np.errstate(invalid="ignore"):  # Infinite values have a mean, but no deviation.
-            sd = float(found.std(ddof=1))
-            reach = float(t * standard_error(found))
-    return Summary(mean, sd, mean - reach, mean + reach, found.size, array.size - found.size)
+            half_width = float(t * standard_error(found))
+    return Summary(mean, half_width, found.size, array.size - found.size)
 
 
 def compare_paired(a: Values, b: Values) -> Summary:
@@ -130,7 +124,7 @@ def compare_paired(a: Values, b: Values) -> Summary:
         return summarize(np.asarray(b, np.float64) - np.asarray(a, np.float64))
 
 
-def by_setting(rows: Iterable[Row]) -> list[list[Row]]:
+def by_setting(rows: Rows) -> list[list[Row]]:
     """The rows of each setting, in order of first appearance."""
     settings: dict[tuple[Hashable, ...], list[Row]] = {}
     for row in rows:
@@ -143,18 +137,17 @@ def setting_of(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in SETTING_FIELDS if name in row}
 
 
-def varying_fields(rows: Iterable[Row]) -> list[str]:
+def varying_fields(rows: Rows) -> list[str]:
     """The fields of the setting in which some rows differ."""
-    rows = list(rows)
     return [name for name in SETTING_FIELDS if len({row[name] for row in rows if name in row}) > 1]
 
 
-def shown_fields(rows: Iterable[Row]) -> list[str]:
+def shown_fields(rows: Rows) -> list[str]:
     """The fields of the setting that tables and figures show: k, d_sae, and those that vary."""
     return ["k", "d_sae", *(name for name in varying_fields(rows) if name not in ("k", "d_sae"))]
 
 
-def summarize_rows(rows: Iterable[Row], columns: Sequence[str]) -> list[dict[str, Any]]:
+def summarize_rows(rows: Rows, columns: Sequence[str]) -> list[dict[str, Any]]:
     """Summarizes columns of a table over the seeds of each setting.
 
     Args:
@@ -175,7 +168,7 @@ def summarize_rows(rows: Iterable[Row], columns: Sequence[str]) -> list[dict[str
     return summaries
 
 
-def rows_of_setting(rows: Iterable[Row], match: Row) -> list[Row]:
+def rows_of_setting(rows: Rows, match: Row) -> list[Row]:
     """The rows that have the values of `match`; all of them must be of one setting.
 
     Raises:
@@ -192,7 +185,7 @@ def rows_of_setting(rows: Iterable[Row], match: Row) -> list[Row]:
     return found
 
 
-def compare_rows(rows: Iterable[Row], column: str, a: Row, b: Row) -> Summary:
+def compare_rows(rows: Rows, column: str, a: Row, b: Row) -> Summary:
     """Summarizes the differences of one column, by seed: rows that match `b` minus those of `a`.
 
     For example `compare_rows(table, "fvu", {"d_sae": 250, "k": 50}, {"d_sae": 512, "k": 50})`.
@@ -201,7 +194,6 @@ def compare_rows(rows: Iterable[Row], column: str, a: Row, b: Row) -> Summary:
       ValueError: if `a` or `b` matches no row or rows of several settings, or if the two do not
         have the same seeds, each once.
     """
-    rows = list(rows)
     sides = []
     for match in (a, b):
         found = rows_of_setting(rows, match)

@@ -1,15 +1,12 @@
 """Tables of a scored sweep: CSV for programs, Markdown for people."""
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from sae_jax.report import reference
 from sae_jax.report.reference import percent, with_interval
-from sae_jax.report.statistics import by_setting, shown_fields, summarize_rows
-
-Rows = Sequence[Mapping[str, Any]]
+from sae_jax.report.statistics import Rows, by_setting, shown_fields, summarize_rows
 
 # Scored columns: their titles in a table, and the factor and digits of their numbers.
 SUMMARIZED = {
