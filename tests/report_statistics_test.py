@@ -18,7 +18,7 @@ from sae_jax.report.statistics import (
 def test_summary_hand_computed():
     got = summarize([1.0, 2.0, 3.0, 4.0, 5.0])
     assert (got.mean, got.num_values) == (3.0, 5)
-    # Variance 2.5, standard error sqrt(2.5 / 5); t(0.975, 4 degrees of freedom) = 2.776 in any table.
+    # Variance 2.5, standard error sqrt(2.5 / 5); t(0.975, 4 degrees of freedom) is 2.776.
     assert got.half_width == pytest.approx(2.776 * 0.5**0.5, abs=1e-3)
 
 
