@@ -13,6 +13,24 @@ SEED_FIELDS = ("seed", "data_seed")
 
 KERNELS = ("auto", "dense", "firing_rows", "selected_rows")
 
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "preset": (None, "saelens", "dictionary_learning"),
+    "sparsity_loss": ("step", "tanh"),
+    "normalize": ("none", "center", "center_and_scale", "layer_norm"),
+    "b_dec_init": ("uniform", "zeros", "mean", "geometric_median"),
+    "frozen": (None, "decoder", "encoder"),
+}
+"""What the fields of `SAEConfig` that name something may be."""
+
+_STEP_FIELDS = ("sparsity_warmup_steps", "warmup_steps", "decay_steps", "k_anneal_steps")
+_OPTIONAL_FLOATS = (
+    "target_l0",
+    "sparsity_coefficient",
+    "bandwidth",
+    "threshold_init",
+    "clip_norm",
+)
+
 _MAX_SEED = 2**32 - 1
 
 
@@ -20,20 +38,54 @@ _MAX_SEED = 2**32 - 1
 class SAEConfig:
     """Everything in which a member of a sweep may differ from the others.
 
+    The defaults are the published experiment's recipe. A default of `None` follows from the
+    architecture, the preset and the data, as `defaults` of each architecture says.
+
     Attributes:
       d_sae: dictionary size F.
       k: latents kept per sample, for architectures that keep a number of them.
       seed: PRNG seed of the initialization.
-      learning_rate: of Adam.
+      learning_rate: of the optimizer, after the warm-up and before the decay.
       layer, position: the data slice; `None` when the sweep trains on one array.
       data_seed: PRNG seed of the order of the samples; `None` takes that of the
         `TrainConfig`, so that members see the same batches.
-      architecture: name of the architecture, such as `"abs_topk"`, the published one, or
-        `"topk"`, which ranks what a ReLU leaves.
-      aux_coefficient: weight of the auxiliary loss AuxK, by which `topk` revives dead latents.
+      architecture: name of the architecture: `"abs_topk"`, the published one; `"topk"`,
+        `"batch_topk"`, `"matryoshka"`, `"jumprelu"`, `"gated"` or `"relu"`.
+      preset: `"saelens"` or `"dictionary_learning"` for that library's latents, loss, start and
+        defaults, where they differ from those here.
+      aux_coefficient: weight of the auxiliary loss AuxK, by which dead latents are revived.
       aux_k: latents that AuxK may revive at a time; `None` for half the activations' width.
-      dead_after: samples without firing after which AuxK takes a latent for dead; `None` for
-        an epoch.
+      dead_after: samples without firing after which a latent counts as dead; `None` for an
+        epoch.
+      target_l0: mean number of latents that should fire, for architectures that penalize
+        firing; the weight of the penalty is then adapted until it is so.
+      sparsity_coefficient: weight of the penalty on firing; with a target its first value.
+      sparsity_loss: what `jumprelu` penalizes: `"step"` counts the latents that fire, `"tanh"`
+        adds up how strongly they do.
+      sparsity_warmup_steps: steps over which the penalty grows from zero.
+      bandwidth: width of the window around a threshold in which `jumprelu` has a gradient.
+      threshold_init: thresholds of `jumprelu` before the first step.
+      prefix_fractions: shares of the dictionary, each larger than the one before and the last 1,
+        that `matryoshka` makes reconstruct alone.
+      normalize: what is done to samples before training, with statistics of the training
+        split: `"center"` subtracts their mean, `"center_and_scale"` also divides by one number
+        so that the mean square is 1; `"layer_norm"` standardizes each sample by itself. Trained
+        SAEs take raw samples all the same.
+      center_input: whether `b_dec`, which is trained, is subtracted from a sample before
+        encoding.
+      b_dec_init: what `b_dec` starts from: random numbers, zeros, or the mean or the geometric
+        median of the training samples.
+      tied_init: whether the encoder starts as the decoder's transpose, with biases of zero.
+      unit_decoder: whether decoder rows keep norm 1: the part of the gradient along a row is
+        removed, and the row scaled back after each step.
+      warmup_steps: steps over which the learning rate grows to its value.
+      decay_steps: last steps of training, over which the learning rate falls to zero.
+      clip_norm: largest norm of a step's gradient, of all parameters together.
+      k_anneal_steps: steps over which k falls from d_sae, or the activations' width if that is
+        less, to its value.
+      weight_average: decay of the exponential mean of the parameters that is kept, scored and
+        returned instead of the last ones; 0 for the last ones.
+      frozen: `"decoder"` or `"encoder"`, to leave that matrix as it was drawn: a baseline.
     """
 
     d_sae: int
@@ -47,32 +99,105 @@ class SAEConfig:
     aux_coefficient: float = 0.0
     aux_k: int | None = None
     dead_after: int | None = None
+    preset: Literal["saelens", "dictionary_learning"] | None = None
+    target_l0: float | None = None
+    sparsity_coefficient: float | None = None
+    sparsity_loss: Literal["step", "tanh"] = "step"
+    sparsity_warmup_steps: int = 0
+    bandwidth: float | None = None
+    threshold_init: float | None = None
+    prefix_fractions: tuple[float, ...] | None = None
+    normalize: Literal["none", "center", "center_and_scale", "layer_norm"] = "none"
+    center_input: bool = False
+    b_dec_init: Literal["uniform", "zeros", "mean", "geometric_median"] = "uniform"
+    tied_init: bool = False
+    unit_decoder: bool = False
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    clip_norm: float | None = None
+    k_anneal_steps: int = 0
+    weight_average: float = 0.0
+    frozen: Literal["decoder", "encoder"] | None = None
 
     def __post_init__(self) -> None:
-        _make_integers(self, "d_sae", "seed")
+        _make_integers(self, "d_sae", "seed", *_STEP_FIELDS)
         _make_integers(self, "k", "data_seed", "aux_k", "dead_after", optional=True)
-        if self.d_sae < 1:
-            raise ValueError(f"d_sae is {self.d_sae}; allowed is 1 or more")
-        for name in ("k", "aux_k"):
+        _make_floats(self, "learning_rate", "aux_coefficient", "weight_average")
+        _make_floats(self, *_OPTIONAL_FLOATS, optional=True)
+        _check(self, "d_sae", self.d_sae >= 1, "1 or more")
+        for name in ("k", "aux_k", "target_l0"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= self.d_sae:
-                raise ValueError(f"{name} is {value}; allowed is 1 to d_sae = {self.d_sae}")
+            smallest = 1 if name != "target_l0" else 0
+            fits = value is None or smallest <= value <= self.d_sae and value > 0
+            _check(self, name, fits, f"{smallest} to d_sae = {self.d_sae}")
         for name in SEED_FIELDS:
             if getattr(self, name) is not None:
                 _check_seed(name, getattr(self, name))
-        if self.dead_after is not None and self.dead_after < 1:
-            raise ValueError(f"dead_after is {self.dead_after}; allowed is 1 or more samples")
-        _make_floats(self, "aux_coefficient")
-        if not (math.isfinite(self.aux_coefficient) and self.aux_coefficient >= 0):
-            raise ValueError(f"aux_coefficient is {self.aux_coefficient}; allowed is 0 or more")
+        dead_after = self.dead_after
+        _check(self, "dead_after", dead_after is None or dead_after >= 1, "1 or more samples")
+        for name in ("aux_coefficient", *_STEP_FIELDS):
+            _check(self, name, 0 <= getattr(self, name) < math.inf, "0 or more")
+        for name in ("learning_rate", *_OPTIONAL_FLOATS):
+            value = getattr(self, name)
+            _check(self, name, value is None or 0 < value < math.inf, "a positive number")
+        _check(self, "weight_average", 0 <= self.weight_average < 1, "0 up to below 1")
         if not isinstance(self.architecture, str):
             raise ValueError(f"architecture is {self.architecture!r}; allowed is a name")
-        _make_floats(self, "learning_rate")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate is {self.learning_rate}; allowed is a positive number")
+        for field in dataclasses.fields(self):
+            if field.name in CHOICES and getattr(self, field.name) not in CHOICES[field.name]:
+                allowed = ", ".join(repr(choice) for choice in CHOICES[field.name])
+                raise ValueError(
+                    f"{field.name} is {getattr(self, field.name)!r}; allowed are {allowed}"
+                )
         for name in ("layer", "position"):
             if not isinstance(getattr(self, name), str | None):
                 _make_integers(self, name)
+        self._check_prefixes()
+        self._check_together()
+
+    def _check_prefixes(self) -> None:
+        if self.prefix_fractions is None:
+            return
+        try:
+            fractions = tuple(float(fraction) for fraction in self.prefix_fractions)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"prefix_fractions is {self.prefix_fractions!r}; allowed are numbers"
+            ) from error
+        object.__setattr__(self, "prefix_fractions", fractions)
+        sizes = self.prefix_sizes
+        increasing = all(a < b for a, b in itertools.pairwise((0, *sizes)))
+        fits = len(fractions) > 0 and increasing and fractions[-1] == 1.0
+        _check(
+            self,
+            "prefix_fractions",
+            fits,
+            f"numbers that grow to 1, each by at least one of d_sae = {self.d_sae} latents",
+        )
+
+    def _check_together(self) -> None:
+        if self.frozen == "decoder" and self.aux_coefficient:
+            raise ValueError(
+                f"aux_coefficient is {self.aux_coefficient} beside frozen='decoder'; allowed is 0:"
+                " a frozen decoder cannot learn what a revived latent should mean"
+            )
+        if self.frozen == "decoder" and self.unit_decoder:
+            raise ValueError("unit_decoder is True beside frozen='decoder'; allowed is False")
+        if self.normalize in ("center", "center_and_scale") and self.b_dec_init in (
+            "mean",
+            "geometric_median",
+        ):
+            raise ValueError(
+                f"b_dec_init is {self.b_dec_init!r} beside normalize={self.normalize!r}; allowed"
+                " are 'uniform' and 'zeros', as the mean is subtracted already"
+            )
+        if self.k is None and self.k_anneal_steps:
+            raise ValueError(f"k_anneal_steps is {self.k_anneal_steps} without k; allowed is 0")
+
+    @property
+    def prefix_sizes(self) -> tuple[int, ...]:
+        """Latents of each nested prefix."""
+        return tuple(round(fraction * self.d_sae) for fraction in self.prefix_fractions or ())
 
     @property
     def data_slice(self) -> tuple[int | None, int | str | None]:
@@ -87,9 +212,11 @@ class SAEConfig:
     @property
     def template(self) -> "SAEConfig":
         """The config without what is traced in training: equal ones share a compiled program."""
+        # A dictionary with room for every prefix.
+        num_prefixes = len(self.prefix_fractions or ())
         return dataclasses.replace(
             self.setting,
-            d_sae=1,
+            d_sae=max(num_prefixes, 1),
             k=None if self.k is None else 1,
             learning_rate=1.0,
             layer=None,
@@ -97,6 +224,17 @@ class SAEConfig:
             aux_coefficient=float(self.aux_coefficient > 0),
             aux_k=None,
             dead_after=None,
+            target_l0=None if self.target_l0 is None else 1.0,
+            sparsity_coefficient=None if self.sparsity_coefficient is None else 1.0,
+            sparsity_warmup_steps=0,
+            bandwidth=None,
+            threshold_init=None,
+            prefix_fractions=tuple((i + 1) / num_prefixes for i in range(num_prefixes)) or None,
+            warmup_steps=0,
+            decay_steps=0,
+            clip_norm=None if self.clip_norm is None else 1.0,
+            k_anneal_steps=min(self.k_anneal_steps, 1),
+            weight_average=0.5 * (self.weight_average > 0),
         )
 
 
@@ -165,13 +303,20 @@ def _make_integers(config: Any, *names: str, optional: bool = False) -> None:
             raise ValueError(f"{name} is {value!r}; allowed is an integer") from error
 
 
-def _make_floats(config: Any, *names: str) -> None:
+def _make_floats(config: Any, *names: str, optional: bool = False) -> None:
     """Turns whatever counts as a real number into Python's, which JSON can hold."""
     for name in names:
         value = getattr(config, name)
+        if value is None and optional:
+            continue
         if not isinstance(value, numbers.Real):
             raise ValueError(f"{name} is {value!r}; allowed is a number")
         object.__setattr__(config, name, float(value))
+
+
+def _check(config: Any, name: str, fits: bool, allowed: str) -> None:
+    if not fits:
+        raise ValueError(f"{name} is {getattr(config, name)!r}; allowed is {allowed}")
 
 
 def _check_seed(name: str, seed: int) -> None:
@@ -183,7 +328,8 @@ def grid(**values: Any) -> list[SAEConfig]:
     """Every combination of the given values, the last named varying fastest.
 
     Args:
-      **values: fields of `SAEConfig`, each one value or an iterable of values.
+      **values: fields of `SAEConfig`, each one value or an iterable of values. One value of
+        `prefix_fractions` is a tuple, several a list of tuples.
 
     Returns:
       One config for each combination. `grid(d_sae=(250, 512), k=50, seed=range(5))` has 10.
@@ -195,10 +341,13 @@ def grid(**values: Any) -> list[SAEConfig]:
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(f"unknown fields {unknown}; SAEConfig has {known}")
-    axes = [
-        list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-        for value in values.values()
-    ]
+    axes = [list(value) if _is_axis(name, value) else [value] for name, value in values.items()]
     return [
         SAEConfig(**dict(zip(values, point, strict=True))) for point in itertools.product(*axes)
     ]
+
+
+def _is_axis(name: str, value: Any) -> bool:
+    if not isinstance(value, Iterable) or isinstance(value, str):
+        return False
+    return name != "prefix_fractions" or not all(isinstance(v, numbers.Real) for v in value)

@@ -1,96 +1,29 @@
 """What every sparse autoencoder is: a Flax module with `encode`, `decode` and a training loss."""
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jax.typing import DTypeLike
 
+from sae_jax.architectures.losses import row_norms
+from sae_jax.architectures.training import Arrays, Batch, Hyperparameters, Kernel
 from sae_jax.configs import SAEConfig
-from sae_jax.ops.matmul import COMPUTE_DTYPES, ComputeDtype, matmul, matmul_with_rows
-
-Arrays = dict[str, jax.Array]
-"""Arrays of an SAE in training by name, such as `w_enc_t [F, D]`, where a latent is a row."""
-
-Params = dict[str, jax.Array]
-"""`w_enc [D, F]`, `b_enc [F]`, `w_dec [F, D]`, `b_dec [D]`."""
+from sae_jax.ops.matmul import (
+    COMPUTE_DTYPES,
+    ComputeDtype,
+    matmul,
+    matmul_with_rows,
+)
 
 PARAM_NAMES = ("w_enc", "b_enc", "w_dec", "b_dec")
 
 # As in OpenAI's published code and in SAELens: added on the way in, not on the way back.
-_STD_EPS = 1e-5
-
-
-def init_params(key: jax.Array, d_in: int, d_sae: jax.Array | int, width: int) -> Params:
-    """Draws the parameters of one SAE, padded with zero latents to a given width.
-
-    As two independent `torch.nn.Linear` layers do, draws weights and biases uniformly
-    from (-1/sqrt(fan_in), 1/sqrt(fan_in)), then scales each decoder row to unit norm.
-    Each latent has a key of its own, so a latent's numbers do not depend on `width`.
-
-    Args:
-      key: a PRNG key.
-      d_in: width D of an activation vector.
-      d_sae: true number of latents; may be traced.
-      width: number of latents F allocated, at least `d_sae`.
-
-    Returns:
-      float32 parameters; latents from `d_sae` on are zero.
-    """
-    enc_key, dec_key, b_enc_key, b_dec_key = jax.random.split(key, 4)
-    enc_bound = 1.0 / math.sqrt(d_in)
-    dec_bound = jax.lax.rsqrt(jnp.asarray(d_sae, jnp.float32))
-
-    def draw(key: jax.Array, bound: jax.Array | float, shape: tuple[int, ...]) -> jax.Array:
-        return jax.random.uniform(key, shape, jnp.float32, minval=-1.0, maxval=1.0) * bound
-
-    def draw_latents(key: jax.Array, bound: jax.Array | float, shape: tuple[int, ...]) -> jax.Array:
-        latents = jnp.arange(width, dtype=jnp.int32)
-        keys = jax.vmap(lambda latent: jax.random.fold_in(key, latent))(latents)
-        rows = jax.vmap(lambda key: draw(key, bound, shape))(keys)
-        real = latents < d_sae
-        return jnp.where(real.reshape((-1,) + (1,) * len(shape)), rows, 0.0)
-
-    w_dec = draw_latents(dec_key, dec_bound, (d_in,))
-    norms = jnp.linalg.norm(w_dec, axis=1, keepdims=True)
-    return {
-        "w_enc": draw_latents(enc_key, enc_bound, (d_in,)).T,
-        "b_enc": draw_latents(b_enc_key, enc_bound, ()),
-        "w_dec": w_dec / jnp.where(norms == 0.0, 1.0, norms),
-        "b_dec": draw(b_dec_key, dec_bound, (d_in,)),
-    }
-
-
-class Hyperparameters(NamedTuple):
-    """In what members of a group differ; traced, so that a new value does not recompile.
-
-    Each is `[]` for one member and `[M]` for a group.
-
-    Attributes:
-      seed: PRNG seed of the initialization.
-      d_sae: true number of latents.
-      k: latents kept per sample, or what the architecture takes it for.
-      learning_rate: of the optimizer.
-      aux_coefficient: weight of an auxiliary loss.
-      aux_k: latents that an auxiliary loss may revive at a time.
-      dead_after: samples without firing after which a latent is dead.
-    """
-
-    seed: jax.Array
-    d_sae: jax.Array
-    k: jax.Array
-    learning_rate: jax.Array
-    aux_coefficient: jax.Array
-    aux_k: jax.Array
-    dead_after: jax.Array
-
-
-Kernel = Callable[..., jax.Array]
-"""Computes reconstructions `[b, D]` with a derivative of its own, as `ops.dense.reconstruct`."""
+STD_EPS = 1e-5
 
 
 class SAE(nnx.Module):
@@ -101,14 +34,19 @@ class SAE(nnx.Module):
 
     Attributes:
       w_enc_t: the encoder with a latent a row, as in the decoder, `[F, D]`.
-      b_enc, w_dec, b_dec: the other parameters, `[F]`, `[F, D]`, `[D]`.
+      b_enc, w_dec, b_dec: the other parameters, `[F]`, `[F, D]`, `[D]`; of a transcoder D is the
+        width of what it predicts.
       kernels: names of the kernels that serve its loss, beside the dense one.
       not_per_latent: names of its own arrays that do not lead with the latent.
       training_only: names of its own arrays that a trained SAE does without.
+      in_latents_units: names of its own arrays that scale as pre-activations do, as thresholds.
       center_input: whether `b_dec` is subtracted from a sample before encoding.
       normalize_input: whether each sample is standardized by its own mean and unbiased
         standard deviation before encoding, and the reconstruction scaled back (Gao et
         al. 2024, arXiv:2406.04093, and the code published with it).
+      preset: the library whose training loss is followed, if any.
+      rescaled: whether training takes latents times the norm of their decoder row; a trained SAE
+        has the norms folded into its parameters.
       dtype: how both products are computed, a `ops.matmul.ComputeDtype`; parameters, latents
         and reconstructions are float32.
     """
@@ -116,6 +54,7 @@ class SAE(nnx.Module):
     kernels: ClassVar[tuple[str, ...]] = ()
     not_per_latent: ClassVar[tuple[str, ...]] = ()
     training_only: ClassVar[tuple[str, ...]] = ()
+    in_latents_units: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -137,14 +76,21 @@ class SAE(nnx.Module):
         if len(shapes["w_enc"]) != 2:
             raise ValueError(f"w_enc has shape {shapes['w_enc']}; expected [d_in, d_sae]")
         d_in, d_sae = shapes["w_enc"]
+        # A transcoder's output may have another width, but one for both of its parameters.
+        (d_out,) = shapes["b_dec"] if len(shapes["b_dec"]) == 1 else (d_in,)
         expected = {
             "w_enc": (d_in, d_sae),
             "b_enc": (d_sae,),
-            "w_dec": (d_sae, d_in),
-            "b_dec": (d_in,),
+            "w_dec": (d_sae, d_out),
+            "b_dec": (d_out,),
         }
         if shapes != expected:
             raise ValueError(f"parameter shapes are {shapes}; w_enc calls for {expected}")
+        if d_out != d_in and (center_input or normalize_input):
+            raise ValueError(
+                f"w_dec has rows of width {d_out}, w_enc takes {d_in}: such an SAE can neither"
+                " subtract b_dec from its input nor give it its scale back"
+            )
         self.w_enc_t = nnx.Param(jnp.asarray(params["w_enc"], jnp.float32).T)
         self.b_enc = nnx.Param(jnp.asarray(params["b_enc"], jnp.float32))
         self.w_dec = nnx.Param(jnp.asarray(params["w_dec"], jnp.float32))
@@ -152,11 +98,21 @@ class SAE(nnx.Module):
         self.center_input = center_input
         self.normalize_input = normalize_input
         self.dtype = _compute_dtype(dtype)
+        self.preset: str | None = None
+        self.rescaled = False
 
     @classmethod
     def from_params(cls, params: Mapping[str, jax.Array | np.ndarray], config: SAEConfig) -> Self:
-        """The SAE of a config around parameters that were drawn, trained or read."""
-        return cls(params)
+        """The SAE of a config around parameters that were drawn, trained or read.
+
+        Those that are drawn are the four of `params`; `start_training` adds the rest.
+        """
+        return cls(params, **options_of(config))
+
+    @classmethod
+    def is_rescaled(cls, config: SAEConfig) -> bool:
+        """Whether training takes latents times the norm of their decoder row."""
+        return False
 
     @classmethod
     def check(cls, config: SAEConfig) -> None:
@@ -169,6 +125,11 @@ class SAE(nnx.Module):
     @property
     def d_in(self) -> int:
         """Width D of an activation vector."""
+        return self.w_enc_t.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """Width of what is reconstructed, D but for a transcoder."""
         return self.w_dec.shape[1]
 
     @property
@@ -182,7 +143,7 @@ class SAE(nnx.Module):
         return self.w_enc_t[...].T
 
     @property
-    def params(self) -> Params:
+    def params(self) -> Arrays:
         """The parameters as a plain dict of arrays: `w_enc [D, F]`, `b_enc`, `w_dec`, `b_dec`."""
         return {name: jnp.asarray(getattr(self, name)) for name in PARAM_NAMES}
 
@@ -199,28 +160,78 @@ class SAE(nnx.Module):
         }
         return {"w_enc": np.ascontiguousarray(arrays.pop("w_enc_t").T)} | arrays
 
-    def start_training(self, config: SAEConfig) -> None:
+    @classmethod
+    def fold(
+        cls,
+        arrays: Arrays,
+        config: SAEConfig,
+        x_mean: jax.Array,
+        x_scale: jax.Array,
+        y_mean: jax.Array,
+        y_scale: jax.Array,
+    ) -> Arrays:
+        """Trained and kept arrays of the SAE that takes samples as they are.
+
+        Args:
+          arrays: those of one that was trained on `(x - x_mean) / x_scale`, and on targets that
+            were changed likewise; in training's layout.
+          config: what it was trained with.
+          x_mean: `[D]`.
+          x_scale: `[]`.
+          y_mean: `[D_out]`.
+          y_scale: `[D_out]`.
+
+        Returns:
+          Arrays of an SAE whose latents are `x_scale` times as large and fire on the same samples.
+        """
+        arrays = dict(arrays)
+        if cls.is_rescaled(config):
+            names = "w_enc_t", "b_enc", "w_dec"
+            arrays |= zip(names, with_unit_rows(*(arrays[name] for name in names)), strict=True)
+        for name in ("b_enc", *cls.in_latents_units):
+            arrays[name] = arrays[name] * x_scale
+        if not config.center_input:
+            arrays["b_enc"] = arrays["b_enc"] - matmul(arrays["w_enc_t"], x_mean, "float32")
+        arrays["w_dec"] = arrays["w_dec"] * (y_scale / x_scale)[None, :]
+        arrays["b_dec"] = arrays["b_dec"] * y_scale + y_mean
+        return arrays
+
+    def start_training(self, config: SAEConfig, hyper: Hyperparameters) -> None:
         """Adds what the SAE keeps in training, as it is before the first step."""
 
     def set_hyperparameters(self, hyper: Hyperparameters) -> None:
         """Takes what is traced in training, all `[]`."""
 
-    def loss(
-        self, x: jax.Array, hyper: Hyperparameters, latents: jax.Array, kernel: Kernel
-    ) -> jax.Array:
+    def loss(self, batch: Batch, hyper: Hyperparameters, kernel: Kernel) -> jax.Array:
         """The training loss on one batch; may update what the SAE keeps but does not train.
 
         Args:
-          x: samples `[b, D]`.
+          batch: samples and what they should become, already normalized as the config says.
           hyper: hyperparameters of this member, all `[]`.
-          latents: bool `[F]`, false for latents that only pad the SAE to its group's width: they
-            have zero parameters, and may not be chosen, revived or counted as dead.
           kernel: computes reconstructions faster than `self(x)` does.
 
         Returns:
           The loss, `[]`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define a training loss")
+
+    def encoder_and_decoder(
+        self, x: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """What a training loss multiplies: samples `[b, D]`, `w_enc_t`, `b_enc` and `w_dec`.
+
+        Where `b_dec` is subtracted from the samples, its gradient goes by way of `b_enc`: the same
+        sum, from one row instead of a product of all samples. Where latents are `rescaled`, they
+        come times the norm of their decoder row, which is divided by it.
+        """
+        w_enc_t, b_enc, w_dec = self.w_enc_t[...], self.b_enc[...], self.w_dec[...]
+        if self.center_input:
+            b_dec, constant = self.b_dec[...], lax.stop_gradient(self.b_dec[...])
+            x = x - constant[None, :]
+            b_enc = b_enc - matmul(w_enc_t, b_dec - constant, "float32")
+        if self.rescaled:
+            w_enc_t, b_enc, w_dec = with_unit_rows(w_enc_t, b_enc, w_dec)
+        return x, w_enc_t, b_enc, w_dec
 
     def arrays(self) -> Arrays:
         """Everything that is trained or kept, by name, as in training."""
@@ -240,7 +251,7 @@ class SAE(nnx.Module):
         x = _checked(x, self.d_in, "x", "d_in")
         if self.normalize_input:
             mean, std = _sample_moments(x)
-            x = (x - mean) / (std + _STD_EPS)
+            x = (x - mean) / (std + STD_EPS)
         if self.center_input:
             x = x - as_row(self.b_dec[...], x)
         pre = matmul_with_rows(x, self.w_enc_t[...], self.dtype)
@@ -271,6 +282,23 @@ class SAE(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Reconstructions `[..., D]` of samples `[..., D]`."""
         return self.decode(self.encode(x), x)
+
+
+def with_unit_rows(
+    w_enc_t: jax.Array, b_enc: jax.Array, w_dec: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Parameters of the same reconstructions whose decoder rows have norm 1, or 0 as before."""
+    norms = row_norms(w_dec)
+    norms = jnp.where(norms == 0.0, 1.0, norms)
+    return w_enc_t * norms[:, None], b_enc * norms, w_dec / norms[:, None]
+
+
+def options_of(config: SAEConfig) -> dict[str, bool]:
+    """What a config says of the arguments that every SAE takes."""
+    return {
+        "center_input": config.center_input,
+        "normalize_input": config.normalize == "layer_norm",
+    }
 
 
 def _checked(array: Any, width: int, name: str, axis: str) -> jax.Array:

@@ -7,25 +7,42 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sae_jax.architectures.base import SAE, Arrays, Hyperparameters, init_params
+from sae_jax.architectures.base import SAE
+from sae_jax.architectures.initialization import init_params
 from sae_jax.architectures.registry import architecture_of
+from sae_jax.architectures.training import Arrays, Hyperparameters
 from sae_jax.configs import SAEConfig
+
+# SAELens draws decoder rows of this norm where encoder and decoder start tied.
+_SAELENS_TIED_NORM = 0.1
 
 
 def initial(
-    template: SAEConfig, hyper: Hyperparameters, d_in: int, width: int
+    template: SAEConfig, hyper: Hyperparameters, center: jax.Array, d_in: int, width: int
 ) -> tuple[Arrays, Arrays]:
     """What a member trains, and what it keeps but does not train, before its first step.
 
     Args:
       template: `SAEConfig.template` of the member.
       hyper: its hyperparameters, all `[]`.
+      center: what `b_dec` starts from if the config names a statistic, `[D_out]`.
       d_in: width D of an activation vector.
       width: latents F to allocate, at least its d_sae.
     """
-    params = init_params(jax.random.key(hyper.seed), d_in, hyper.d_sae, width)
+    b_dec = {"uniform": None, "zeros": jnp.zeros_like(center)}.get(template.b_dec_init, center)
+    tied_norm = _SAELENS_TIED_NORM if template.preset == "saelens" else 1.0
+    params = init_params(
+        jax.random.key(hyper.seed),
+        d_in,
+        hyper.d_sae,
+        width,
+        d_out=len(center),
+        tied=template.tied_init,
+        decoder_norm=tied_norm if template.tied_init else 1.0,
+        b_dec=b_dec,
+    )
     sae = architecture_of(template).from_params(params, template)
-    sae.start_training(template)
+    sae.start_training(template, hyper)
     return split(sae)
 
 
@@ -51,14 +68,16 @@ def merge(template: SAEConfig, params: Arrays, kept: Arrays, hyper: Hyperparamet
 @cache
 def _graphdef(template: SAEConfig) -> Any:
     def blank() -> SAE:
+        zeros = Hyperparameters(*[jnp.zeros((), jnp.float32) for _ in Hyperparameters._fields])
         params = {
-            "w_enc": jnp.zeros((1, 1)),
-            "b_enc": jnp.zeros(1),
-            "w_dec": jnp.zeros((1, 1)),
+            "w_enc": jnp.zeros((1, template.d_sae)),
+            "b_enc": jnp.zeros(template.d_sae),
+            "w_dec": jnp.zeros((template.d_sae, 1)),
             "b_dec": jnp.zeros(1),
         }
         sae = architecture_of(template).from_params(params, template)
-        sae.start_training(template)
+        sae.preset, sae.rescaled = template.preset, sae.is_rescaled(template)
+        sae.start_training(template, zeros)
         return sae
 
     return nnx.graphdef(nnx.eval_shape(blank))

@@ -7,19 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
 
-from sae_jax.architectures.base import SAE, Hyperparameters, Kernel, init_params
+from sae_jax.architectures.aux_k import SinceFired, aux_k_loss
+from sae_jax.architectures.base import SAE, options_of
+from sae_jax.architectures.initialization import init_params
 from sae_jax.architectures.losses import mse
+from sae_jax.architectures.training import Batch, Hyperparameters, Kernel
 from sae_jax.configs import SAEConfig
 from sae_jax.ops.activation import ABS_TOP_K, TOP_K, Activation
 from sae_jax.ops.matmul import ComputeDtype, training_matmul, training_matmul_transposed
-from sae_jax.ops.top_k import top_k_mask
-
-
-class SinceFired(nnx.Variable):
-    """Samples since each latent fired last, int32 `[F]`."""
 
 
 class TopKSAE(SAE):
@@ -76,21 +73,27 @@ class TopKSAE(SAE):
         """The SAE of a config around parameters that were drawn, trained or read."""
         cls.check(config)
         assert config.k is not None
-        return cls(params, config.k, rule="abs" if config.architecture == "abs_topk" else "relu")
+        rule: Literal["abs", "relu"] = "abs" if config.architecture == "abs_topk" else "relu"
+        return cls(params, config.k, rule=rule, **options_of(config))
+
+    @classmethod
+    def is_rescaled(cls, config: SAEConfig) -> bool:
+        """As SAELens does."""
+        return config.preset == "saelens"
 
     @classmethod
     def check(cls, config: SAEConfig) -> None:
-        """Refuses a config without k, or an auxiliary loss where latents have a sign.
+        """Refuses a config without k, or with a preset of a library that has no such SAE.
 
         Raises:
           ValueError: naming the field, what was found and what is allowed.
         """
         if config.k is None:
             raise ValueError(f"k is None; {config.architecture} needs 1 to d_sae = {config.d_sae}")
-        if config.architecture == "abs_topk" and config.aux_coefficient:
+        if config.architecture == "abs_topk" and config.preset == "dictionary_learning":
             raise ValueError(
-                f"aux_coefficient is {config.aux_coefficient}; allowed is 0 for abs_topk, and 0 or"
-                " more for topk"
+                "preset is 'dictionary_learning'; allowed for abs_topk are None and 'saelens', as"
+                " that library ranks what a ReLU leaves"
             )
 
     @property
@@ -102,7 +105,7 @@ class TopKSAE(SAE):
         """The k pre-activations that `rule` ranks highest, zero elsewhere."""
         return self.activation(pre, jnp.asarray(self.k, jnp.int32))
 
-    def start_training(self, config: SAEConfig) -> None:
+    def start_training(self, config: SAEConfig, hyper: Hyperparameters) -> None:
         """Keeps what the auxiliary loss needs to know, where there is one."""
         if config.aux_coefficient:
             self.since_fired = SinceFired(jnp.zeros(self.d_sae, jnp.int32))
@@ -111,37 +114,31 @@ class TopKSAE(SAE):
         """Takes k, which is traced in training."""
         self.k = nnx.data(hyper.k)
 
-    def loss(
-        self, x: jax.Array, hyper: Hyperparameters, latents: jax.Array, kernel: Kernel
-    ) -> jax.Array:
+    def loss(self, batch: Batch, hyper: Hyperparameters, kernel: Kernel) -> jax.Array:
         """Mean squared error, and where it has a coefficient the auxiliary loss AuxK.
 
-        AuxK lets the `aux_k` dead latents of largest pre-activation reconstruct what the others
-        miss, e = x - x_hat: coefficient * mean((e_hat - e)^2) / mean(e^2), without gradient
-        through e, and 0 where no latent is dead.
+        With a preset errors are summed, not averaged, over an activation's dimensions; "saelens"
+        also ranks latents by what they are times the norm of their decoder row.
 
         See `SAE.loss` for the arguments.
 
         References:
           Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv:2406.04093
         """
+        scale = 1.0 if self.preset is None else float(self.d_out)
+        x, w_enc_t, b_enc, w_dec = self.encoder_and_decoder(batch.x)
         if not hasattr(self, "since_fired"):
-            arrays = (v[...] for v in (self.w_enc_t, self.b_enc, self.w_dec, self.b_dec))
-            return mse(kernel(*arrays, x, hyper.k, self.activation), x)
-        pre = training_matmul_transposed(x, self.w_enc_t[...], self.dtype)
-        pre = pre + self.b_enc[...][None, :]
+            y_hat = kernel(w_enc_t, b_enc, w_dec, self.b_dec[...], x, hyper.k, self.activation)
+            return scale * mse(y_hat, batch.target)
+        pre = training_matmul_transposed(x, w_enc_t, self.dtype) + b_enc[None, :]
         z = self.activate(pre)
-        x_hat = training_matmul(z, self.w_dec[...], self.dtype) + self.b_dec[...][None, :]
-
-        since = self.since_fired[...]
-        dead = latents & (since >= hyper.dead_after)
-        missed = lax.stop_gradient(x - x_hat)
-        candidates = jnp.where(dead[None, :], jax.nn.relu(pre), 0.0)
-        revived = jnp.where(top_k_mask(candidates, hyper.aux_k), candidates, 0.0)
-        missed_hat = training_matmul(revived, self.w_dec[...], self.dtype)
-        auxiliary = mse(missed_hat, missed) / jnp.mean(jnp.square(missed))
-        auxiliary = jnp.where(jnp.any(dead) & jnp.isfinite(auxiliary), auxiliary, 0.0)
-
-        fired = jnp.any(z != 0, axis=0)
-        self.since_fired[...] = jnp.where(fired | ~latents, 0, since + len(x))
-        return mse(x_hat, x) + hyper.aux_coefficient * auxiliary
+        y_hat = training_matmul(z, w_dec, self.dtype) + self.b_dec[...][None, :]
+        # SAELens revives pre-activations as they are, negative ones included.
+        candidates = pre if self.preset == "saelens" else self.activation.value(pre)
+        ranks = jnp.abs(candidates) if self.rule == "abs" else candidates
+        missed = batch.target - y_hat
+        dead = self.since_fired.count(jnp.any(z != 0, axis=0), batch, hyper, self.preset)
+        auxiliary = aux_k_loss(
+            candidates, ranks, missed, w_dec, dead, batch, hyper, self.preset, self.dtype
+        )
+        return scale * mse(y_hat, batch.target) + auxiliary

@@ -8,8 +8,8 @@ import numpy as np
 from jax import lax
 
 from sae_jax.activations.batches import padded_batches
-from sae_jax.architectures.base import Arrays, Hyperparameters
 from sae_jax.architectures.functional import merge
+from sae_jax.architectures.training import Arrays, Hyperparameters
 from sae_jax.configs import SAEConfig
 from sae_jax.metrics import quality
 
@@ -23,6 +23,8 @@ def evaluate_group(
     hyper: Hyperparameters,
     x: np.ndarray,
     batch_size: int = EVAL_BATCH_SIZE,
+    *,
+    target: np.ndarray | None = None,
 ) -> list[dict[str, float | int | np.ndarray]]:
     """Every metric of every member.
 
@@ -33,15 +35,20 @@ def evaluate_group(
       hyper: their hyperparameters, `[M]` each.
       x: validation samples `[n, D]`.
       batch_size: samples at a time; the metrics do not depend on it beyond rounding.
+      target: what is to be reconstructed, `[n, D_out]`; the samples themselves if `None`.
 
     Returns:
       One dict a member: scalars, and `firing_rate` and `mean_magnitude` of length d_sae.
     """
     batch_size = min(batch_size, len(x))
     batches, mask = padded_batches(x, batch_size)
-    outliers, _ = padded_batches(quality.outlier_rows(x)[:, None], batch_size)
+    targets = None if target is None else padded_batches(target, batch_size)[0]
+    scored = x if target is None else target
+    outliers, _ = padded_batches(quality.outlier_rows(scored)[:, None], batch_size)
     stacked = jax.device_get(
-        group_metrics(params, kept, hyper, batches, mask, outliers[..., 0], template=template)
+        group_metrics(
+            params, kept, hyper, batches, mask, outliers[..., 0], targets, template=template
+        )
     )
     return [
         {
@@ -60,6 +67,7 @@ def group_metrics(
     batches: jax.Array,
     mask: jax.Array,
     outliers: jax.Array,
+    targets: jax.Array | None = None,
     *,
     template: SAEConfig,
 ) -> dict[str, jax.Array]:
@@ -70,11 +78,12 @@ def group_metrics(
       batches: `[num_batches, b, D]`.
       mask: which rows are samples, bool `[num_batches, b]`.
       outliers: which samples are outliers, bool `[num_batches, b]`.
+      targets: what is to be reconstructed, `[num_batches, b, D_out]`, if not the samples.
 
     Returns:
       Scalars `[M]`, and arrays `[M, F]`, by name.
     """
-    _, width, d_in = params["w_dec"].shape
+    _, width, d_out = params["w_dec"].shape
 
     def one(
         params: Arrays,
@@ -84,19 +93,19 @@ def group_metrics(
         x: jax.Array,
         mask: jax.Array,
         outliers: jax.Array,
+        target: jax.Array | None,
     ) -> quality.Sums:
         sae = merge(template, params, kept, hyper)
         z = sae.encode(x)
-        return quality.update(sums, x, z, sae.decode(z, x), mask, outliers)
+        x_hat = sae.decode(z, x)
+        return quality.update(sums, x if target is None else target, z, x_hat, mask, outliers)
 
-    def step(
-        sums: quality.Sums, batch: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> tuple[quality.Sums, None]:
-        lifted = jax.vmap(one, in_axes=(0, 0, 0, 0, None, None, None))
+    def step(sums: quality.Sums, batch: tuple[jax.Array, ...]) -> tuple[quality.Sums, None]:
+        lifted = jax.vmap(one, in_axes=(0, 0, 0, 0, None, None, None, None))
         return lifted(params, kept, hyper, sums, *batch), None
 
-    zeros = jax.vmap(lambda _: quality.zeros(d_in, width))(hyper.d_sae)
-    sums, _ = lax.scan(step, zeros, (batches, mask, outliers))
+    zeros = jax.vmap(lambda _: quality.zeros(d_out, width))(hyper.d_sae)
+    sums, _ = lax.scan(step, zeros, (batches, mask, outliers, targets))
     return jax.vmap(partial(_finalize, width=width))(sums, hyper.d_sae, params["w_dec"])
 
 

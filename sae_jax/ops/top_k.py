@@ -41,6 +41,31 @@ def top_k_mask(values: jax.Array, k: jax.Array | int) -> jax.Array:
     return above | (tied & (lax.broadcasted_iota(jnp.int32, bits.shape, bits.ndim - 1) <= cutoff))
 
 
+def signed_top_k_mask(
+    values: jax.Array, allowed: jax.Array, k: jax.Array | int
+) -> jax.Array:
+    """Marks the k largest entries of each row that are allowed; values may be negative.
+
+    Values that differ in the last bit alone may be taken for equal, in which case the lower
+    index wins.
+
+    Args:
+      values: floats, `[..., F]`.
+      allowed: bool, of a shape that broadcasts to that of `values`.
+      k: entries to mark, at least 1; where fewer are allowed, those are marked.
+
+    Returns:
+      A boolean mask of the shape of `values`.
+    """
+    bits = lax.bitcast_convert_type(lax.stop_gradient(values).astype(jnp.float32), jnp.int32)
+    # In the floats' order as signed integers: what a negative float's bits count runs down.
+    ordered = jnp.where(bits < 0, bits ^ jnp.int32(2**31 - 1), bits)
+    # Halved and moved above zero, the bits of a non-negative float again.
+    positive = (ordered >> 1) + jnp.int32(2**30)
+    ranks = lax.bitcast_convert_type(jnp.where(allowed, positive, 0), jnp.float32)
+    return top_k_mask(ranks, k) & allowed
+
+
 def top_k_indices(values: jax.Array, k: int) -> jax.Array:
     """Indices of the k largest entries of each row, in order; ties go to the lower index.
 

@@ -10,6 +10,18 @@ import numpy as np
 from sae_jax.sweep.placement import Placement
 
 
+class Samples(NamedTuple):
+    """Samples, and what they should become.
+
+    Attributes:
+      x: float32 `[..., D]`.
+      target: float32 `[..., D_out]`; `None` where that is the samples themselves.
+    """
+
+    x: jax.Array
+    target: jax.Array | None = None
+
+
 class Batches(NamedTuple):
     """The batches of one epoch.
 
@@ -18,8 +30,8 @@ class Batches(NamedTuple):
       rest: what is left over for a last, smaller batch, `[r, D]` with r < b; perhaps nothing.
     """
 
-    full: jax.Array
-    rest: jax.Array
+    full: Samples
+    rest: Samples
 
 
 class BatchSource(Protocol):
@@ -40,25 +52,37 @@ class BatchSource(Protocol):
 class InMemory:
     """Samples that lie on the device; an epoch's batches are a permuted copy of them."""
 
-    def __init__(self, x: np.ndarray, batch_size: int, placement: Placement):
-        """Puts the samples `[n, D]` on the device."""
+    def __init__(
+        self,
+        x: np.ndarray,
+        batch_size: int,
+        placement: Placement,
+        target: np.ndarray | None = None,
+    ):
+        """Puts the samples `[n, D]`, and targets `[n, D_out]`, on the device."""
         self.num_samples, self.d_in = x.shape
-        self._x = placement.put(jnp.asarray(x))
+        self._samples = placement.put(Samples(x, target))
         self._batch_size = batch_size
 
     def epoch(self, data_seed: int, epoch: int) -> Batches:
         """The batches of an epoch; equal seeds and epochs give equal batches."""
         return _gathered(
-            self._x, jnp.uint32(data_seed), jnp.int32(epoch), batch_size=self._batch_size
+            self._samples, jnp.uint32(data_seed), jnp.int32(epoch), batch_size=self._batch_size
         )
 
 
 @partial(jax.jit, static_argnames="batch_size")
-def _gathered(x: jax.Array, data_seed: jax.Array, epoch: jax.Array, *, batch_size: int) -> Batches:
-    order = epoch_order(data_seed, epoch, len(x))
-    num_full = len(x) // batch_size
+def _gathered(
+    samples: Samples, data_seed: jax.Array, epoch: jax.Array, *, batch_size: int
+) -> Batches:
+    order = epoch_order(data_seed, epoch, len(samples.x))
+    num_full = len(samples.x) // batch_size
     full, rest = jnp.split(order, [num_full * batch_size])
-    return Batches(x[full].reshape(num_full, batch_size, x.shape[1]), x[rest])
+
+    def batches(a: jax.Array) -> jax.Array:
+        return a[full].reshape(num_full, batch_size, a.shape[1])
+
+    return Batches(jax.tree.map(batches, samples), jax.tree.map(lambda a: a[rest], samples))
 
 
 def epoch_order(data_seed: jax.Array | int, epoch: jax.Array | int, num_samples: int) -> jax.Array:

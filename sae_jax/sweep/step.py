@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from sae_jax.architectures.base import Arrays, Hyperparameters, Kernel
 from sae_jax.architectures.functional import initial, merge, split
+from sae_jax.architectures.training import Arrays, Batch, Hyperparameters, Kernel
 from sae_jax.configs import SAEConfig
 from sae_jax.ops import dense, firing_rows, selected_rows
 from sae_jax.ops.matmul import ComputeDtype
-from sae_jax.sweep.batches import Batches
+from sae_jax.sweep import recipe
+from sae_jax.sweep.batches import Batches, Samples
 
 KERNELS: dict[str, Kernel] = {
     "dense": dense.reconstruct,
@@ -75,49 +76,69 @@ class MemberState(NamedTuple):
         `b_dec [D]`.
       kept: arrays by name that the architecture keeps but does not train; often none.
       opt_state: the optimizer's state, such as the moments of each parameter.
+      average: the exponential mean of `params`, by name; nothing where none is asked for.
     """
 
     params: Arrays
     kept: Arrays
     opt_state: optax.OptState
+    average: Arrays
 
 
-def init_member(program: Program, hyper: Hyperparameters, d_in: int, width: int) -> MemberState:
-    """The state of a member before its first step, padded to `width` latents."""
-    params, kept = initial(program.template, hyper, d_in, width)
-    return MemberState(params, kept, program.optimizer(hyper.learning_rate).init(params))
+def init_member(
+    program: Program, hyper: Hyperparameters, center: jax.Array, d_in: int, width: int
+) -> MemberState:
+    """The state of a member before its first step, padded to `width` latents; see `initial`."""
+    params, kept = initial(program.template, hyper, center, d_in, width)
+    opt_state = program.optimizer(hyper.learning_rate).init(params)
+    return MemberState(params, kept, opt_state, params if program.template.weight_average else {})
 
 
 def train_step(
-    program: Program, state: MemberState, hyper: Hyperparameters, x: jax.Array
+    program: Program,
+    state: MemberState,
+    hyper: Hyperparameters,
+    samples: Samples,
+    step: jax.Array,
 ) -> tuple[MemberState, jax.Array]:
     """One step of the optimizer on one batch.
 
     Args:
-      program: architecture, optimizer, kernel and dtype.
+      program: architecture, recipe, optimizer, kernel and dtype.
       state: state of one member.
       hyper: hyperparameters of the same member, all `[]`.
-      x: `[b, D]`.
+      samples: `[b, D]`.
+      step: steps taken before, `[]`.
 
     Returns:
       The new state, and the loss before the step, `[]`.
     """
+    x, target = samples
     chex.assert_rank(x, 2)
-    chex.assert_rank(list(hyper), 0)
-    latents = jnp.arange(len(state.params["b_enc"]), dtype=jnp.int32) < hyper.d_sae
+    chex.assert_rank([value for value in hyper if value is not hyper.prefix_sizes], 0)
+    template, params = program.template, state.params
+    latents = jnp.arange(len(params["b_enc"]), dtype=jnp.int32) < hyper.d_sae
+    batch = Batch(x, x if target is None else target, latents, step)
     kernel = program.bound_kernel()
+    if template.k_anneal_steps:
+        hyper = hyper._replace(k=recipe.annealed_k(hyper, x.shape[1], step))
 
     def loss_of(params: Arrays) -> tuple[jax.Array, Arrays]:
-        sae = merge(program.template, params, state.kept, hyper)
+        sae = merge(template, params, state.kept, hyper)
         sae.dtype = program.dtype
-        loss = sae.loss(x, hyper, latents, kernel)
+        loss = sae.loss(batch, hyper, kernel)
         return loss, split(sae)[1]
 
-    (loss, kept), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    optimizer = program.optimizer(hyper.learning_rate)
+    (loss, kept), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+    gradient = recipe.changed_gradient(template, params, gradient, hyper)
+    optimizer = program.optimizer(hyper.learning_rate * recipe.rate_factor(hyper, step))
     with jax.numpy_dtype_promotion("standard"):  # Optax promotes its integer counts of steps.
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return MemberState(optax.apply_updates(state.params, updates), kept, opt_state), loss
+        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+    after = recipe.kept_in_place(template, params, optax.apply_updates(params, updates))
+    average = state.average
+    if template.weight_average:
+        average = recipe.averaged(average, after, hyper, step)
+    return MemberState(after, kept, opt_state, average), loss
 
 
 def lift(
@@ -145,15 +166,22 @@ def lift(
 
 
 @partial(jax.jit, static_argnames=("program", "d_in", "width"))
-def init_group(hyper: Hyperparameters, *, program: Program, d_in: int, width: int) -> MemberState:
-    """The states of all members, leading axis M."""
+def init_group(
+    hyper: Hyperparameters, center: jax.Array, *, program: Program, d_in: int, width: int
+) -> MemberState:
+    """The states of all members, leading axis M; `center [D_out]` is one for all."""
     # In turns: side by side the random bits of all members would be held at once.
-    return lax.map(lambda member: init_member(program, member, d_in, width), hyper)
+    return lax.map(lambda member: init_member(program, member, center, d_in, width), hyper)
 
 
 @partial(jax.jit, static_argnames="program", donate_argnums=0)
 def train_epoch(
-    state: MemberState, hyper: Hyperparameters, batches: Batches, *, program: Program
+    state: MemberState,
+    hyper: Hyperparameters,
+    batches: Batches,
+    first_step: jax.Array | int,
+    *,
+    program: Program,
 ) -> tuple[MemberState, jax.Array]:
     """Advances every member of a group by one epoch, as one device program.
 
@@ -161,6 +189,7 @@ def train_epoch(
       state: states of M members, leading axis M; donated.
       hyper: hyperparameters of the same members, `[M]` each.
       batches: the epoch's batches, which all members see.
+      first_step: steps taken before this epoch, int32 `[]`.
       program: what is static.
 
     Returns:
@@ -168,12 +197,16 @@ def train_epoch(
     """
 
     def member_epoch(state: MemberState, hyper: Hyperparameters) -> tuple[MemberState, jax.Array]:
-        def step(state: MemberState, x: jax.Array) -> tuple[MemberState, jax.Array]:
-            return train_step(program, state, hyper, x)
+        def step(
+            state: MemberState, samples_and_step: tuple[Samples, jax.Array]
+        ) -> tuple[MemberState, jax.Array]:
+            return train_step(program, state, hyper, *samples_and_step)
 
-        state, losses = lax.scan(step, state, batches.full)
-        if len(batches.rest):
-            state, loss = step(state, batches.rest)
+        num_full = len(batches.full.x)
+        steps = jnp.asarray(first_step, jnp.int32) + jnp.arange(num_full + 1, dtype=jnp.int32)
+        state, losses = lax.scan(step, state, (batches.full, steps[:-1]))
+        if len(batches.rest.x):
+            state, loss = step(state, (batches.rest, steps[-1]))
             losses = jnp.append(losses, loss)
         return state, losses
 
