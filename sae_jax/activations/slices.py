@@ -1,8 +1,10 @@
 """From what a user passes as data to arrays on the device and batches of them."""
 
+import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -24,6 +26,7 @@ class Slices(Mapping[DataSlice, np.ndarray]):
 
     Attributes:
       shapes: (n, D) of each slice.
+      offset_severity: norm of each slice's mean over that of its standard deviations.
       constant: the slices whose rows are all equal, so that there is no variance to explain.
     """
 
@@ -37,11 +40,13 @@ class Slices(Mapping[DataSlice, np.ndarray]):
         self._names = {key: f"{name}{of_slice(key)}" for key in sources}
         self.shapes: dict[DataSlice, tuple[int, int]] = {}
         self.constant: list[DataSlice] = []
+        self.offset_severity: dict[DataSlice, float] = {}
         for data_slice in sources:
             x = self[data_slice]
             self.shapes[data_slice] = x.shape[0], x.shape[1]
             if (x == x[0]).all():
                 self.constant.append(data_slice)
+            self.offset_severity[data_slice] = offset_severity(x)
         if len(widths := {d_in for _, d_in in self.shapes.values()}) > 1:
             raise ValueError(
                 f"{name} mixes activations of widths {sorted(widths)}; expected one width"
@@ -58,10 +63,29 @@ class Slices(Mapping[DataSlice, np.ndarray]):
     def __len__(self) -> int:
         return len(self._sources)
 
+    def renamed(self, data_slice: DataSlice) -> Self:
+        """The one slice that there is, under another (layer, position)."""
+        other = copy.copy(self)
+        ((before, source),) = self._sources.items()
+        other._sources = {data_slice: source}
+        other._names = {data_slice: self._names[before]}
+        other.shapes = {data_slice: self.shapes[before]}
+        other.offset_severity = {data_slice: self.offset_severity[before]}
+        other.constant = [data_slice] * len(self.constant)
+        return other
+
     @property
     def d_in(self) -> int:
         """Width D of an activation."""
         return next(iter(self.shapes.values()))[1]
+
+
+def offset_severity(x: np.ndarray) -> float:
+    """Norm of the mean of samples `[n, D]` over that of their standard deviations; infinite where
+    they do not vary."""
+    mean = np.linalg.norm(x.mean(axis=0, dtype=np.float64))
+    deviation = np.linalg.norm(x.std(axis=0, dtype=np.float64))
+    return float(mean / deviation) if deviation else math.inf
 
 
 def slices_of(data: ActivationData, name: str) -> Slices:

@@ -89,7 +89,7 @@ class Plan:
 
 def plan_sweep(
     configs: Sequence[SAEConfig],
-    data_sizes: Mapping[DataSlice, tuple[int, int]],
+    data_sizes: Mapping[DataSlice, tuple[int, int, int]],
     train_config: TrainConfig,
     placement: Placement | None = None,
 ) -> Plan:
@@ -102,7 +102,8 @@ def plan_sweep(
 
     Args:
       configs: the members.
-      data_sizes: number of training samples and width of an activation, (n, d_in), by slice.
+      data_sizes: number of training samples, width of a sample and of a target, (n, d_in,
+        d_out), by slice.
       train_config: for batch size, `kernel`, `data_seed`, `max_padding` and `memory_budget`.
       placement: where the groups are trained; JAX's first device if `None`.
 
@@ -159,8 +160,9 @@ def plan_sweep(
 
 def _kernel(config: SAEConfig, d_in: int, train_config: TrainConfig, placement: Placement) -> str:
     """The kernel that is asked for, or the one that should be fastest for a member."""
-    # What an auxiliary loss adds needs all latents.
-    serving = () if config.aux_coefficient else architecture_of(config).kernels
+    # What an auxiliary loss adds needs all latents, and the first k of many may be all of them.
+    serves = not (config.aux_coefficient or config.k_anneal_steps)
+    serving = architecture_of(config).kernels if serves else ()
     if train_config.kernel != "auto":
         if train_config.kernel not in ("dense", *serving):
             raise ValueError(
@@ -185,25 +187,25 @@ def _group(
     members: tuple[int, ...],
     configs: Sequence[SAEConfig],
     data_slice: DataSlice,
-    data_size: tuple[int, int],
+    data_size: tuple[int, int, int],
     batch_size: int,
     kernel: str,
     budget: int,
     on_cpu: bool,
 ) -> Group:
-    num_samples, d_in = data_size
+    num_samples, d_in, d_out = data_size
     sizes = [configs[i].d_sae for i in members]
     width = max(sizes)
     largest_k = max(configs[i].k or 0 for i in members)
-    num_params = 2 * d_in * width + width + d_in
+    num_params = (d_in + d_out) * width + width + d_out
     # Pre-activations, latents and their gradients; reconstruction, error, its gradient.
-    num_activations = batch_size * (4 * width + 3 * d_in)
+    num_activations = batch_size * (4 * width + 3 * d_out)
     state_bytes = _FLOAT_BYTES * _STATE_COPIES * num_params * len(members)
     in_turn_on_cpu = len(members) == 1 or state_bytes > SIDE_BY_SIDE_MAX_BYTES
     # Side by side every width of the kernel on firing rows would be computed.
     sequential = kernel != "dense" or (on_cpu and in_turn_on_cpu)
     num_at_once = 1 if sequential else len(members)
-    data_floats = num_samples * d_in
+    data_floats = num_samples * (d_in if d_in == d_out else d_in + d_out)
     training = (
         len(members) * _STATE_COPIES * num_params
         + num_at_once * (_STEP_COPIES * num_params + num_activations)
@@ -213,7 +215,7 @@ def _group(
     restoring = len(members) * _RESTORE_COPIES * num_params
     # Pre-activations, latents, their magnitudes and what selection compares; cosines of as
     # many decoder rows; reconstruction, residual and their deviations.
-    num_score_activations = EVAL_BATCH_SIZE * (6 * width + 4 * d_in)
+    num_score_activations = EVAL_BATCH_SIZE * (6 * width + 4 * d_out)
     scoring_one = int(_SCORE_COPIES * num_params) + num_score_activations
     results = len(members) * _RESULT_COPIES * num_params + data_floats
     num_fit = (budget // _FLOAT_BYTES - results) // scoring_one
