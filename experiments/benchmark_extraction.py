@@ -163,13 +163,14 @@ def _plain_loop(
 
     The softmax and the mean embedding alone are computed in `thought_dtype`.
     """
-    embedding = model.vocabulary.to(thought_dtype)
+    (vocabulary,) = model.vocabulary_blocks(model.vocab_size)
+    embedding = vocabulary.to(thought_dtype)
     output = model.causal_lm(torch.tensor([prompt]), use_cache=True, output_hidden_states=True)
     positions = []
     for _ in range(NUM_POSITIONS):
         thought = output.logits[:, -1:].softmax(dim=-1, dtype=thought_dtype) @ embedding
         output = model.causal_lm(
-            inputs_embeds=thought.to(model.vocabulary),
+            inputs_embeds=thought.to(vocabulary),
             past_key_values=output.past_key_values,
             use_cache=True,
             output_hidden_states=True,
