@@ -57,9 +57,9 @@ def _held(file: Path, what: Path) -> Iterator[None]:
                 try:
                     yield
                 finally:
-                    # Before the lock is given up, for afterwards the file may be the next
-                    # holder's; and not if the folder was removed, for the one that is there now
-                    # may be another's.
+                    # The file goes before the lock is given up, since afterwards it may be the
+                    # next holder's, and stays if the folder was removed, since the one that is
+                    # there now may be another's.
                     if _is_at(stream.fileno(), file):
                         file.unlink()
 

@@ -57,7 +57,11 @@ def file_entry(file: Path) -> dict[str, Any]:
 
 
 def check_file(file: Path, entry: dict[str, Any], *, read: bool) -> None:
-    """Raises ValueError if a file's size or, once it is read, its checksum is not its entry's."""
+    """Compares a file's size with its entry and, if told to read the file, its checksum.
+
+    Raises:
+      ValueError: if the file is missing or differs.
+    """
     size = file.stat().st_size if file.is_file() else None
     if size != entry["bytes"]:
         found = "is missing" if size is None else f"has {size} bytes"
@@ -74,7 +78,7 @@ def _is_list_of_integers(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_integer, value))
 
 
-# What a value may be asked to be, and how to tell.
+# The kinds of values in words, each with a function that tells whether a value is of the kind.
 _TESTS: dict[str, Callable[[Any], bool]] = {
     "true or false": lambda value: isinstance(value, bool),
     "an integer": _is_integer,

@@ -68,22 +68,21 @@ class StorePlan:
     def __post_init__(self):
         if self.dtype not in STORAGE_DTYPES:
             raise ValueError(f"storage dtype is {self.dtype!r}; allowed: {STORAGE_DTYPES}")
+        for layer in self.layers:
+            if not (_is_integer(layer) and layer >= 0):
+                raise ValueError(f"layers has {layer!r}; allowed: integers from 0")
+        for position in self.positions:
+            if not (_is_integer(position) or isinstance(position, str) and position):
+                raise ValueError(
+                    f"positions has {position!r}; allowed: integers and names such as 'all'"
+                )
+        for name in ("layers", "positions"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} {tuple(values)} name one twice")
         for name in ("layers", "positions", "problems"):
             if not getattr(self, name):
                 raise ValueError(f"a store needs at least one of its {name}")
-        for name, allowed, is_allowed in (
-            ("layers", "integers from 0", lambda v: _is_integer(v) and v >= 0),
-            (
-                "positions",
-                "integers and names such as 'all'",
-                lambda v: _is_integer(v) or (isinstance(v, str) and v != ""),
-            ),
-        ):
-            values = getattr(self, name)
-            if wrong := [value for value in values if not is_allowed(value)]:
-                raise ValueError(f"{name} has {wrong[0]!r}; allowed: {allowed}")
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} {tuple(values)} name one twice")
         if self.shard_size < 1:
             raise ValueError(f"shard_size is {self.shard_size}; it must be at least 1")
 

@@ -111,7 +111,11 @@ def load_codi(
 
 
 def _read_state_dict(checkpoint: str) -> dict[str, torch.Tensor]:
-    """Reads a checkpoint's weights from a folder or the hub, without running any code in them."""
+    """Reads a checkpoint's weights from a folder or the hub, without running any code in them.
+
+    Raises:
+      ValueError: if there is no such checkpoint, or it holds more than tensors.
+    """
     folder = Path(checkpoint)
     if not folder.is_dir():
         try:
@@ -142,9 +146,13 @@ def _projection(state: dict[str, torch.Tensor], checkpoint: str, d_in: int) -> n
 def _load_exactly(
     wrapped: nn.Module, state: dict[str, torch.Tensor], checkpoint: str, tied: bool
 ) -> None:
-    """Loads every weight from the checkpoint; nothing keeps a value of its own."""
+    """Loads every weight from the checkpoint, so that none keeps a value of its own.
+
+    Raises:
+      ValueError: if a weight is missing, unexpected or of another shape.
+    """
     if tied:
-        # Files keep one of two tied weights, or both.
+        # A file may keep one of two tied weights, or both.
         for absent, present in ((_EMBEDDING, _UNEMBEDDING), (_UNEMBEDDING, _EMBEDDING)):
             if absent not in state and present in state:
                 state = {**state, absent: state[present]}

@@ -11,7 +11,7 @@ from sae_jax.extraction.language_model import LanguageModel
 from sae_jax.extraction.linear import OneDNNLinear
 
 LayerHook = Callable[[int, torch.Tensor], torch.Tensor | None]
-"""Called with a layer and its output `[b, t, d_in]`; what it returns replaces the output."""
+"""A function of a layer and its output `[b, t, d_in]`; what it returns replaces the output."""
 
 
 class Context:

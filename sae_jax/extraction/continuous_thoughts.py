@@ -23,7 +23,7 @@ NUM_POSITIONS = 6
 _TOKENS_A_BLOCK = 1024
 
 ThoughtHook = Callable[[int, int, torch.Tensor], torch.Tensor | None]
-"""Called with layer, position and hidden states `[b, d_in]`; what it returns replaces them."""
+"""A function of layer, position and hidden states `[b, d_in]`, which what it returns replaces."""
 
 
 @torch.inference_mode()
@@ -136,7 +136,7 @@ def expected_embedding(logits: torch.Tensor, vocabulary: Iterable[torch.Tensor])
 
 
 def check_feedback(model: LanguageModel, feedback: str) -> None:
-    """Raises ValueError if the model cannot think in that mode."""
+    """Raises a ValueError if the model cannot think in that mode."""
     if feedback not in FEEDBACK_MODES:
         raise ValueError(f"feedback is {feedback!r}; allowed: {', '.join(FEEDBACK_MODES)}")
     if feedback == "codi" and model.projection is None:

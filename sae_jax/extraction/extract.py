@@ -53,9 +53,9 @@ def extract(
     """Extracts activations of every problem into a store.
 
     A run that was stopped, by whatever, continues with `resume` and ends with the same bytes.
-    Under `torchrun`, the processes share the shards. What decides the activations goes into
-    the store's settings: `LanguageModel.settings`, and `tokens_sha256` of all prompts' token ids.
-    A run that finds others there is refused, as is one that finds a store without them, which an
+    Under `torchrun`, the processes share the shards. The store's settings hold what decides the
+    activations: `LanguageModel.settings`, and `tokens_sha256` of all prompts' token ids. A run
+    that finds other settings there is refused, as is one that finds none, in a store that an
     earlier version began: it could be finished with another model's activations.
 
     Args:
@@ -114,7 +114,7 @@ def extract(
     )
 
     def read(batch: list[int]) -> np.ndarray:
-        """Activations of one batch, float32 `[num_layers, num_positions, num_rows, d_in]`."""
+        """Returns activations, float32 `[num_layers, num_positions, num_rows, d_in]`."""
         of_batch = [prompts[problem] for problem in batch]
         if all_tokens:
             states = all_token_activations(model, of_batch, layers=layers)[:, None]
@@ -126,7 +126,8 @@ def extract(
             )
         return states.numpy()
 
-    rows = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])  # Those of each problem.
+    # The rows of each problem in the store.
+    rows = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
     writer = StoreWriter(output, plan)
     rank, num_ranks = _join_ranks()
     with lock(output) if rank == 0 else nullcontext():
@@ -175,7 +176,7 @@ def batches(
     max_tokens = _MAX_TOKENS_ON_CPU if device.type == "cpu" else math.inf
     batch: list[int] = []
     for problem in sorted(problems, key=lambda problem: len(prompts[problem])):
-        # All are padded to the longest, which is the one that comes last.
+        # All prompts are padded to the longest, which is the one that comes last.
         num_tokens = (len(batch) + 1) * len(prompts[problem])
         if batch and (len(batch) == batch_size or num_tokens > max_tokens):
             yield batch

@@ -94,16 +94,13 @@ def _shorten(formula: str) -> str:
 
 def _evaluate(formula: str) -> float:
     def value(node: ast.expr) -> float:
-        match node:
-            case ast.Constant(value=int() | float() as number):
-                return number
-            case ast.BinOp(left, op, right):
-                return _OPERATORS[type(op)](value(left), value(right))
-        raise SyntaxError(formula)
+        if isinstance(node, ast.BinOp):
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        return ast.literal_eval(node)
 
     try:
         return value(ast.parse(formula, mode="eval").body)
-    except (SyntaxError, KeyError, ZeroDivisionError):
+    except (SyntaxError, KeyError, ValueError, ZeroDivisionError):
         return math.nan
 
 

@@ -151,7 +151,7 @@ class LanguageModel:
         }
 
     def check_layers(self, layers: Sequence[int]) -> None:
-        """Raises ValueError if a layer is not one of the model's."""
+        """Raises a ValueError if a layer is not one of the model's."""
         if unknown := [layer for layer in layers if not 0 <= layer < self.num_layers]:
             raise ValueError(
                 f"layers {unknown} are not in {self.name}, which has 0 to {self.num_layers - 1}"

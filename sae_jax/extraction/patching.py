@@ -150,18 +150,17 @@ def loss_recovered(
       no better than zero; and `loss_recovered_mean` of the mean. Where zeroing does not
       raise the cross-entropy there is nothing to recover and the fractions mean nothing.
     """
-    shape = reconstructions.shape
-    clean = answers.cross_entropy(None)
-    zero = answers.cross_entropy(np.zeros(shape, np.float32))
-    mean = answers.cross_entropy(np.broadcast_to(mean_activation, shape))
-    sae = answers.cross_entropy(reconstructions)
-    return {
-        "ce_clean": clean,
-        "ce_zero": zero,
-        "ce_mean": mean,
-        "ce_sae": sae,
-        "loss_recovered": loss_recovered_fraction(clean, zero, sae),
-        "loss_recovered_mean": loss_recovered_fraction(clean, zero, mean),
+    replacements = {
+        "clean": None,
+        "zero": np.zeros(reconstructions.shape, np.float32),
+        "mean": np.broadcast_to(mean_activation, reconstructions.shape),
+        "sae": reconstructions,
+    }
+    ce = {f"ce_{name}": answers.cross_entropy(x) for name, x in replacements.items()}
+    bounds = ce["ce_clean"], ce["ce_zero"]
+    return ce | {
+        "loss_recovered": loss_recovered_fraction(*bounds, ce["ce_sae"]),
+        "loss_recovered_mean": loss_recovered_fraction(*bounds, ce["ce_mean"]),
     }
 
 

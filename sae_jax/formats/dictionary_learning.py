@@ -19,11 +19,11 @@ from sae_jax.formats import fields, files, names, rewriting, torch_files
 WEIGHTS = "ae.pt"
 CONFIG = "config.json"
 
-# The library's mark of a threshold that was never estimated: it then ranks by top-k.
+# This value marks a threshold that was never estimated; the library then ranks by top-k.
 _NO_THRESHOLD = -1.0
 _LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
 _OWN = ("W_enc", "b_enc", "W_dec", "b_dec")
-# The library's classes by what their state dicts hold.
+# The entries of a state dict tell the library's classes apart.
 _CLASSES = {
     "AutoEncoder": (*_LINEAR, "bias"),
     "AutoEncoderNew": (*_LINEAR, "decoder.bias"),

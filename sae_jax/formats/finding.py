@@ -29,7 +29,7 @@ _ALONE = dict.fromkeys(gemma_scope.WEIGHTS, gemma_scope) | {
 }
 _SUFFIXES = (".pt", ".npz", ".safetensors")
 
-# Written by `sae_jax.sweep`, which knows this layer and not the reverse.
+# `sae_jax.sweep` writes this file; it knows this layer, which does not know it.
 _SWEEP = "sweep.json"
 
 # Releases lie three folders deep: layer_12/width_16k/average_l0_71.
@@ -102,7 +102,7 @@ def _refuse_sweep(path: Path, names: set[str]) -> None:
         return
     try:
         manifest = files.read_json(path / _SWEEP)
-    except ValueError:  # Somebody else's file.
+    except ValueError:  # The file is somebody else's.
         return
     if manifest.get("format") == "sae_jax_sweep":
         members = manifest.get("members", ())

@@ -53,7 +53,7 @@ def _check_kind(arrays: files.Arrays, config: dict[str, Any], path: Path) -> Non
     across = (
         _SKIP in arrays
         or "w_dec" in arrays
-        and arrays["w_dec"].ndim == 3  # One decoder a layer.
+        and arrays["w_dec"].ndim == 3  # It has one decoder for each layer.
         or config.get("type", "sae") != "sae"
         or config.get("hf_hook_point_out", source) != source
     )

@@ -39,7 +39,7 @@ def save(
       sae: a `TopKSAE`, a `JumpReLUSAE`, or any SAE with its config.
       folder: where the two files go; neither may exist.
       metadata: JSON values to keep beside the SAE, such as its training config and metrics.
-      config: what the SAE was trained with; its architecture says how to read the SAE.
+      config: config that the SAE was trained with; its architecture says how to read the SAE.
 
     Returns:
       The folder.

@@ -19,10 +19,10 @@ from sae_jax.formats import fields, files, names, rewriting, saelens_legacy
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
 
-# The version whose meaning of the config's fields is followed; later 6.x keep it.
+# The config's fields mean here what they mean in this version; later 6.x keep it.
 _VERSION = "6.0.0"
 _NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
-# What the library assumes where a config has no such field.
+# The library assumes these values where a config has no such field.
 _DEFAULTS: dict[str, Any] = {
     "apply_b_dec_to_input": True,
     "normalize_activations": "none",
@@ -31,9 +31,9 @@ _DEFAULTS: dict[str, Any] = {
     "metadata": {},
 }
 _RULES: dict[str, Literal["abs", "relu"]] = {"topk": "relu", "abstopk": "abs"}
-# Trained by a top-k of a whole batch; checkpoints of training keep these names.
+# These were trained by a top-k of a whole batch; checkpoints of training keep the names.
 _BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
-# What the weights of each architecture hold beside the matrices and `b_dec`.
+# The weights of each architecture hold these arrays beside the matrices and `b_dec`.
 _OTHERS: dict[str, tuple[str, ...]] = {
     "topk": ("b_enc",),
     "abstopk": ("b_enc",),
@@ -157,10 +157,10 @@ def _architecture(config: dict[str, Any], path: Path) -> str:
 
 def _read_weights(path: Path, architecture: str) -> files.Arrays:
     weights = files.read_arrays(path)
-    # For a time it was always written, and used only after a fine-tuning of these factors.
+    # For a time this entry was always written, and used only after a fine-tuning of its factors.
     if not np.allclose(weights.pop("scaling_factor", 1.0), 1.0):
         raise ValueError(f"scaling_factor in {path} is other than 1; such an SAE is not read")
-    if architecture == "jumprelu" and "log_threshold" in weights:  # Older checkpoints of training.
+    if architecture == "jumprelu" and "log_threshold" in weights:  # Older training kept this.
         weights["threshold"] = np.exp(weights.pop("log_threshold"))
     files.check_names(weights, ("W_enc", "W_dec", "b_dec", *_OTHERS[architecture]), path)
     return weights

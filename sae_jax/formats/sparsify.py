@@ -16,7 +16,7 @@ WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
 
 _NAMES = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
-# What the library assumes where an older config has no such field.
+# The library assumes these values where an older config has no such field.
 _DEFAULTS = {
     "activation": "topk",
     "signed": False,
