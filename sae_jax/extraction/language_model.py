@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from unittest.mock import patch
 
@@ -177,10 +178,6 @@ class LanguageModel:
             ids = [*ids, tokens.eos]
         return ids
 
-    def text_ids(self, text: str) -> list[int]:
-        """Returns token ids of a text, with the tokenizer's special tokens."""
-        return token_ids(self.tokenizer, text)
-
     def prompts(
         self, problems: Sequence[Problem], *, num_thoughts: int = 0, templates: bool = True
     ) -> list[list[int]]:
@@ -198,7 +195,7 @@ class LanguageModel:
           ValueError: if a prompt has no tokens, one that the embedding does not have, or more
             than the model has absolute positions for; the error names the problem.
         """
-        read = self.prompt_ids if templates else self.text_ids
+        read = self.prompt_ids if templates else partial(token_ids, self.tokenizer)
         prompts = [read(problem.question) for problem in problems]
         names = [f"the prompt of problem {problem.id}" for problem in problems]
         self.check_prompts(prompts, names)

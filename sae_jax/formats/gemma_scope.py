@@ -29,9 +29,8 @@ def load(path: str | Path) -> JumpReLUSAE:
     path = Path(path)
     arrays = files.read_arrays(path)
     _check_kind(arrays, load_metadata(path), path)
-    names = (*PARAM_NAMES, "threshold")
     lower = {name.lower(): array for name, array in arrays.items()}  # Gemma Scope 1 has W_enc.
-    files.check_names([name.lower() for name in arrays], names, path)
+    files.check_names(lower, (*PARAM_NAMES, "threshold"), path)
     if len(lower) < len(arrays):
         raise ValueError(f"{path} holds {sorted(arrays)}, some of them in two spellings")
     threshold = lower.pop("threshold")

@@ -62,9 +62,7 @@ def save(
             f"cannot save a {type(sae).__name__} without its config; allowed are TopKSAE and"
             " JumpReLUSAE"
         )
-    described |= {"center_input": sae.center_input, "normalize_input": sae.normalize_input}
-    described["metadata"] = dict(metadata or {})
-
+    described |= rewriting.input_options(sae) | {"metadata": dict(metadata or {})}
     return files.write_pair(described, folder / CONFIG, arrays, folder / WEIGHTS)
 
 

@@ -31,6 +31,11 @@ def host_arrays(sae: SAE) -> Arrays:
     return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
 
 
+def input_options(sae: SAE) -> dict[str, Any]:
+    """Returns what an SAE does to its input, as the modules take it and the own format keeps it."""
+    return {"center_input": sae.center_input, "normalize_input": sae.normalize_input}
+
+
 def to_relu_rule(sae: TopKSAE) -> tuple[TopKSAE, list[str]]:
     """Returns a ReLU-top-k SAE of the same reconstructions, and the rewritings that it took.
 
@@ -130,9 +135,7 @@ def fold_decoder_norms(sae: TopKSAE | JumpReLUSAE) -> TopKSAE | JumpReLUSAE:
     if isinstance(sae, TopKSAE):
         return _like(sae, params)
     threshold = params.pop("threshold")
-    return JumpReLUSAE(
-        params, threshold, center_input=sae.center_input, normalize_input=sae.normalize_input
-    )
+    return JumpReLUSAE(params, threshold, **input_options(sae))
 
 
 def gated_to_jumprelu(arrays: Mapping[str, np.ndarray], **options: Any) -> JumpReLUSAE:
@@ -178,9 +181,5 @@ def noted_metadata(config: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _like(sae: TopKSAE, params: Arrays, **changes: Any) -> TopKSAE:
-    options: dict[str, Any] = {
-        "rule": sae.rule,
-        "center_input": sae.center_input,
-        "normalize_input": sae.normalize_input,
-    }
-    return TopKSAE(params, sae.k, **(options | changes))
+    options: dict[str, Any] = {"rule": sae.rule} | input_options(sae) | changes
+    return TopKSAE(params, sae.k, **options)
