@@ -15,7 +15,7 @@ import torch
 import torch_reference
 
 import sae_jax
-from sae_jax.architectures.base import init_params
+from sae_jax.architectures.initialization import init_params
 from sae_jax.sweep.batches import InMemory
 from sae_jax.sweep.loop import hyperparameters
 from sae_jax.sweep.placement import Placement
@@ -88,11 +88,11 @@ def engine(dtype: str, *, kernel: str = "auto") -> Contender:
             k_max=group.k_max,
             sequential=group.sequential,
         )
-        hyper = hyperparameters(configs, *x.shape)
-        state = init_group(hyper, program=program, d_in=workload.d_in, width=workload.d_sae)
+        hyper = hyperparameters(configs, train_config, *x.shape)
+        state = init_group(hyper, x[0], program=program, d_in=workload.d_in, width=workload.d_sae)
         source = InMemory(x, workload.batch_size, Placement.default())
         start = time.perf_counter()
-        epoch = train_epoch.lower(state, hyper, source.epoch(0, 0), program=program).compile()
+        epoch = train_epoch.lower(state, hyper, source.epoch(0, 0), 0, program=program).compile()
         compile_seconds = time.perf_counter() - start
 
         def run() -> None:

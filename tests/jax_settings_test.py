@@ -10,7 +10,7 @@ from metric_oracle import samples
 from random_saes import random_jumprelu, random_params, random_topk
 
 import sae_jax
-from sae_jax.architectures.base import init_params
+from sae_jax.architectures.initialization import init_params
 from sae_jax.metrics import quality as metrics
 from sae_jax.metrics.evaluate import evaluate_group
 from sae_jax.sweep.batches import epoch_order

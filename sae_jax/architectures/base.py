@@ -1,5 +1,6 @@
 """What every sparse autoencoder is: a Flax module with `encode`, `decode` and a training loss."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -77,7 +78,7 @@ class SAE(nnx.Module):
             raise ValueError(f"w_enc has shape {shapes['w_enc']}; expected [d_in, d_sae]")
         d_in, d_sae = shapes["w_enc"]
         # A transcoder's output may have another width, but one for both of its parameters.
-        (d_out,) = shapes["b_dec"] if len(shapes["b_dec"]) == 1 else (d_in,)
+        d_out = shapes["w_dec"][-1] if len(shapes["w_dec"]) == 2 else d_in
         expected = {
             "w_enc": (d_in, d_sae),
             "b_enc": (d_sae,),
@@ -121,6 +122,27 @@ class SAE(nnx.Module):
         Raises:
           ValueError: naming the field, what was found and what is allowed.
         """
+
+    @classmethod
+    def fill(
+        cls, config: SAEConfig, scale: float, num_samples: int, d_in: int, batch_size: int
+    ) -> SAEConfig:
+        """The config with what it leaves open filled in.
+
+        Args:
+          config: may hold `None` where the architecture, the preset or the data decide.
+          scale: root mean square of the normalized samples' deviations from their mean.
+          num_samples: training samples.
+          d_in: width D of a sample.
+          batch_size: samples a step.
+        """
+        # SAELens: more than 1,000 steps; dictionary_learning: 10 million samples.
+        dead_after = {"saelens": 1000 * batch_size + 1, "dictionary_learning": 10_000_000}
+        return dataclasses.replace(
+            config,
+            aux_k=config.aux_k or min(max(d_in // 2, 1), config.d_sae),
+            dead_after=config.dead_after or dead_after.get(config.preset or "", num_samples),
+        )
 
     @property
     def d_in(self) -> int:
@@ -293,7 +315,7 @@ def with_unit_rows(
     return w_enc_t * norms[:, None], b_enc * norms, w_dec / norms[:, None]
 
 
-def options_of(config: SAEConfig) -> dict[str, bool]:
+def options_of(config: SAEConfig) -> dict[str, Any]:
     """What a config says of the arguments that every SAE takes."""
     return {
         "center_input": config.center_input,

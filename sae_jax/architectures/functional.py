@@ -14,13 +14,17 @@ from sae_jax.architectures.registry import architecture_of
 from sae_jax.architectures.training import Arrays, Hyperparameters
 from sae_jax.configs import SAEConfig
 
+
 class Affine(Protocol):
     """Samples become `(x - mean) / scale`; both float32 `[D]`."""
 
     @property
-    def mean(self) -> np.ndarray: ...
+    def mean(self) -> np.ndarray:
+        """What is subtracted."""
+
     @property
-    def scale(self) -> np.ndarray: ...
+    def scale(self) -> np.ndarray:
+        """What is divided by."""
 
 
 # SAELens draws decoder rows of this norm where encoder and decoder start tied.

@@ -21,9 +21,8 @@ from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.metrics.evaluate import evaluate_group
 from sae_jax.sweep.batches import BatchSource, InMemory
 from sae_jax.sweep.checkpoints import GroupCheckpoints, SweepCheckpoints
-from sae_jax.sweep.checksums import fingerprint
 from sae_jax.sweep.hyperparameters import hyperparameters
-from sae_jax.sweep.normalization import Normalization, center_of, mean_and_scale
+from sae_jax.sweep.normalization import center_of, mean_and_scale
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import Group, Plan, plan_sweep
 from sae_jax.sweep.preemption import Preempted, preemption_notice
@@ -124,7 +123,7 @@ def train_sweep(
             stacklevel=2,
         )
     placement = Placement.default()
-    plan = plan_sweep(configs, samples.sizes, train_config, placement)
+    plan = plan_sweep(configs, samples.sizes, train_config, placement, samples.offset_severity)
     members: dict[int, Member] = {}
     warned: set[DataSlice] = set()
     with ExitStack() as stack:
@@ -161,9 +160,9 @@ def train_sweep(
             x_train = x_norm(x_train)
             y_train = None if y_train is None else y_norm(y_train)
             target = x_train if y_train is None else y_train
-            hyper = hyperparameters(
-                group_configs, train_config, *x_train.shape, mean_and_scale(x_train)[1]
-            )
+            num_samples, d_in = x_train.shape
+            scale = mean_and_scale(x_train)[1]
+            hyper = hyperparameters(group_configs, train_config, num_samples, d_in, scale)
             params, kept, losses = _train_group(
                 group,
                 program,
@@ -228,7 +227,8 @@ def plan_for(
     """
     samples = SweepSamples.of(train, train, targets, targets)
     configs = _resolved(configs, samples)
-    return plan_sweep(configs, samples.sizes, train_config or TrainConfig())
+    train_config = train_config or TrainConfig()
+    return plan_sweep(configs, samples.sizes, train_config, offset_severity=samples.offset_severity)
 
 
 def _resolved(configs: Iterable[SAEConfig], samples: SweepSamples) -> list[SAEConfig]:
@@ -302,7 +302,9 @@ def _train_group(
     bar: tqdm,
 ) -> tuple[Arrays, Arrays, np.ndarray]:
     """What was trained and what was kept, leading axis M, and all losses, `[num_steps, M]`."""
-    initial = partial(init_group, hyper, center, program=program, d_in=source.d_in, width=group.width)
+    initial = partial(
+        init_group, hyper, center, program=program, d_in=source.d_in, width=group.width
+    )
     steps_per_epoch = -(-source.num_samples // train_config.batch_size)
     restored = None
     if checkpoints:

@@ -67,22 +67,31 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The groups of a sweep, in the order in which they train; prints as a table."""
+    """The groups of a sweep, in the order in which they train; prints as a table.
+
+    Attributes:
+      groups: the groups.
+      offset_severity: norm of the training samples' mean over that of their standard deviations,
+        by data slice, as far as it is known.
+    """
 
     groups: tuple[Group, ...]
+    offset_severity: Mapping[DataSlice, float] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [
             "group  members  order         width  kernel         layer  position  padding"
-            "  memory [MiB]  GFLOP/step"
+            "  memory [MiB]  GFLOP/step  offset severity"
         ]
         for i, group in enumerate(self.groups):
             layer, position = ("-" if part is None else part for part in group.data_slice)
             order = "in turns" if group.sequential else "side by side"
+            severity = self.offset_severity.get(group.data_slice)
             rows.append(
                 f"{i:5d}  {len(group.members):7d}  {order:12}  {group.width:5d}"
                 f"  {group.kernel:13}  {layer!s:>5}  {position!s:>8}  {group.padding:7.1%}"
                 f"  {group.num_bytes / 2**20:12.1f}  {group.flops_per_step / 1e9:10.2f}"
+                f"  {'-' if severity is None else f'{severity:.2f}':>15}"
             )
         return "\n".join(rows)
 
@@ -92,6 +101,7 @@ def plan_sweep(
     data_sizes: Mapping[DataSlice, tuple[int, int, int]],
     train_config: TrainConfig,
     placement: Placement | None = None,
+    offset_severity: Mapping[DataSlice, float] | None = None,
 ) -> Plan:
     """Groups the members of a sweep.
 
@@ -106,6 +116,7 @@ def plan_sweep(
         d_out), by slice.
       train_config: for batch size, `kernel`, `data_seed`, `max_padding` and `memory_budget`.
       placement: where the groups are trained; JAX's first device if `None`.
+      offset_severity: what the plan is to print of each data slice.
 
     Returns:
       The plan, the same for the same arguments on the same kind of device.
@@ -155,7 +166,7 @@ def plan_sweep(
             open_group = wider
         if open_group:
             groups.append(open_group)
-    return Plan(tuple(groups))
+    return Plan(tuple(groups), offset_severity or {})
 
 
 def _kernel(config: SAEConfig, d_in: int, train_config: TrainConfig, placement: Placement) -> str:
@@ -200,16 +211,17 @@ def _group(
     num_params = (d_in + d_out) * width + width + d_out
     # Pre-activations, latents and their gradients; reconstruction, error, its gradient.
     num_activations = batch_size * (4 * width + 3 * d_out)
-    state_bytes = _FLOAT_BYTES * _STATE_COPIES * num_params * len(members)
+    state_copies = _STATE_COPIES + any(configs[i].weight_average > 0 for i in members)
+    state_bytes = _FLOAT_BYTES * state_copies * num_params * len(members)
     in_turn_on_cpu = len(members) == 1 or state_bytes > SIDE_BY_SIDE_MAX_BYTES
     # Side by side every width of the kernel on firing rows would be computed.
     sequential = kernel != "dense" or (on_cpu and in_turn_on_cpu)
     num_at_once = 1 if sequential else len(members)
     data_floats = num_samples * (d_in if d_in == d_out else d_in + d_out)
     training = (
-        len(members) * _STATE_COPIES * num_params
+        len(members) * state_copies * num_params
         + num_at_once * (_STEP_COPIES * num_params + num_activations)
-        + sequential * _STATE_COPIES * num_params
+        + sequential * state_copies * num_params
         + 2 * data_floats  # An epoch's batches are a copy.
     )
     restoring = len(members) * _RESTORE_COPIES * num_params

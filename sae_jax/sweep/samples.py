@@ -62,9 +62,7 @@ class SweepSamples:
         if x_train.keys() != x_val.keys():
             raise ValueError(f"train has slices {list(x_train)}, val has {list(x_val)}")
         if x_train.d_in != x_val.d_in:
-            raise ValueError(
-                f"train has activations of width {x_train.d_in}, val of {x_val.d_in}"
-            )
+            raise ValueError(f"train has activations of width {x_train.d_in}, val of {x_val.d_in}")
         if (targets is None) != (val_targets is None):
             missing = "targets" if targets is None else "val_targets"
             raise ValueError(f"{missing} is None; expected both of targets and val_targets")
@@ -101,11 +99,11 @@ class SweepSamples:
 
     def train(self, data_slice: DataSlice) -> Pair:
         """Training samples and targets."""
-        return self._train[data_slice], self._targets and self._targets[data_slice]
+        return self._train[data_slice], self._targets[data_slice] if self._targets else None
 
     def val(self, data_slice: DataSlice) -> Pair:
         """Validation samples and targets."""
-        return self._val[data_slice], self._val_targets and self._val_targets[data_slice]
+        return self._val[data_slice], self._val_targets[data_slice] if self._val_targets else None
 
     def normalizations(
         self, data_slice: DataSlice, kind: str

@@ -15,7 +15,7 @@ def hyperparameters(*members, **fields):
     d_sae, k, seed, learning_rate = zip(*members, strict=True)
     values = {name: jnp.zeros(len(members), jnp.float32) for name in Hyperparameters._fields}
     for name in (*_INTEGERS, "num_steps", "k_anneal_steps"):
-        values[name] = jnp.ones(len(members), jnp.int32) * (name in ("aux_k", "dead_after"))
+        values[name] = jnp.full(len(members), name in ("aux_k", "dead_after"), jnp.int32)
     values |= {name: jnp.asarray(value, values[name].dtype) for name, value in fields.items()}
     return Hyperparameters(
         **values
