@@ -84,7 +84,9 @@ def test_layer_norm_is_training_on_standardized_samples():
     normalized = member(normalize="layer_norm")
     np.testing.assert_allclose(normalized.losses, plain.losses, rtol=1e-4)
     assert normalized.sae().normalize_input
-    np.testing.assert_allclose(normalized.sae()(X), np.asarray(plain.sae()(z)) * std + mean, atol=1e-3)
+    np.testing.assert_allclose(
+        normalized.sae()(X), np.asarray(plain.sae()(z)) * std + mean, atol=1e-3
+    )
 
 
 def test_a_centered_inputs_gradient_is_that_of_the_plain_formula():
@@ -121,7 +123,9 @@ def test_b_dec_starts_where_it_is_told_to():
     assert 0 < np.abs(starts["uniform"]).max() <= 1 / np.sqrt(D_SAE)
     np.testing.assert_allclose(starts["mean"], X.mean(0), rtol=1e-6)
     found = scipy.optimize.minimize(
-        lambda m: np.linalg.norm(X.astype(np.float64) - m, axis=1).sum(), X.mean(0, dtype=np.float64), tol=1e-12
+        lambda m: np.linalg.norm(X.astype(np.float64) - m, axis=1).sum(),
+        X.mean(0, dtype=np.float64),
+        tol=1e-12,
     )
     np.testing.assert_allclose(starts["geometric_median"], found.x, atol=2e-3)
     assert np.abs(found.x - X.mean(0)).max() > 0.05
