@@ -127,22 +127,34 @@ class SAE(nnx.Module):
     def fill(
         cls, config: SAEConfig, scale: float, num_samples: int, d_in: int, batch_size: int
     ) -> SAEConfig:
-        """The config with what it leaves open filled in.
+        """The config with what it leaves open and this architecture uses.
+
+        Here that is what AuxK needs, if it has a coefficient: half the activations' width, and an
+        epoch or what the preset's library waits.
 
         Args:
-          config: may hold `None` where the architecture, the preset or the data decide.
-          scale: root mean square of the normalized samples' deviations from their mean.
+          config: what a member asks for.
+          scale: root mean square deviation of the training samples, as they are trained on, from
+            their mean; of all dimensions together.
           num_samples: training samples.
-          d_in: width D of a sample.
+          d_in: width D of an activation vector.
           batch_size: samples a step.
         """
-        # SAELens: more than 1,000 steps; dictionary_learning: 10 million samples.
-        dead_after = {"saelens": 1000 * batch_size + 1, "dictionary_learning": 10_000_000}
-        return dataclasses.replace(
-            config,
-            aux_k=config.aux_k or min(max(d_in // 2, 1), config.d_sae),
-            dead_after=config.dead_after or dead_after.get(config.preset or "", num_samples),
-        )
+        if not config.aux_coefficient:
+            return config
+        # SAELens counts steps, and a latent is dead after more than 1,000.
+        waits = {"saelens": 1000 * batch_size + 1, "dictionary_learning": 10_000_000}
+        aux_k, dead_after = config.aux_k, config.dead_after
+        if aux_k is None:
+            aux_k = min(max(d_in // 2, 1), config.d_sae)
+        if dead_after is None:
+            dead_after = waits.get(config.preset or "", num_samples)
+        return dataclasses.replace(config, aux_k=aux_k, dead_after=dead_after)
+
+    @classmethod
+    def allowed(cls, arrays: Arrays, config: SAEConfig) -> Arrays:
+        """Trained arrays after a step, moved to where they may be."""
+        return arrays
 
     @property
     def d_in(self) -> int:

@@ -12,6 +12,7 @@ import optax
 from jax import lax
 
 from sae_jax.architectures.functional import initial, merge, split
+from sae_jax.architectures.registry import architecture_of
 from sae_jax.architectures.training import Arrays, Batch, Hyperparameters, Kernel
 from sae_jax.configs import SAEConfig
 from sae_jax.ops import dense, firing_rows, selected_rows
@@ -135,6 +136,7 @@ def train_step(
     with jax.numpy_dtype_promotion("standard"):  # Optax promotes its integer counts of steps.
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
     after = recipe.kept_in_place(template, params, optax.apply_updates(params, updates))
+    after = architecture_of(template).allowed(after, template)
     average = state.average
     if template.weight_average:
         average = recipe.averaged(average, after, hyper, step)

@@ -1,0 +1,73 @@
+"""What SAEs share that become sparse by a penalty on firing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from sae_jax.architectures.base import SAE
+from sae_jax.architectures.target_l0 import LogWeight
+from sae_jax.architectures.training import Batch, Hyperparameters
+from sae_jax.architectures.unused import refuse_unused
+from sae_jax.configs import SAEConfig
+
+
+class PenalizedSAE(SAE):
+    """An SAE whose training loss weighs a penalty on firing.
+
+    The weight is the config's `sparsity_coefficient`; or, with `target_l0` and no preset, it is
+    adapted at every step until so many latents fire.
+
+    Attributes:
+      log_weight: the logarithm of a weight that is adapted.
+    """
+
+    training_only = ("log_weight",)
+    not_per_latent = ("log_weight",)
+
+    @classmethod
+    def check(cls, config: SAEConfig) -> None:
+        """Refuses a config without a weight or a target, or with fields that are of no use.
+
+        Raises:
+          ValueError: naming the field, what was found and what is allowed.
+        """
+        refuse_unused(config, "k", "prefix_fractions", "aux_coefficient", "aux_k", "dead_after")
+        if config.preset is not None:
+            return
+        if config.target_l0 is not None:
+            if config.sparsity_warmup_steps:
+                raise ValueError(
+                    f"sparsity_warmup_steps is {config.sparsity_warmup_steps} beside target_l0;"
+                    " allowed is 0, as the penalty's weight is adapted from the first step"
+                )
+        elif config.sparsity_coefficient is None:
+            raise ValueError(
+                f"sparsity_coefficient is None; {config.architecture} without a preset needs a"
+                f" positive number, or target_l0 above 0 to d_sae = {config.d_sae}"
+            )
+
+    def start_training(self, config: SAEConfig, hyper: Hyperparameters) -> None:
+        """Starts a weight that is adapted at the config's coefficient."""
+        if config.target_l0 is not None and config.preset is None:
+            self.log_weight = LogWeight.start(hyper)
+
+    def weight(self, l0: jax.Array, batch: Batch, hyper: Hyperparameters) -> jax.Array:
+        """What the penalty is multiplied by, `[]`.
+
+        Args:
+          l0: mean number of latents that fire in the batch, `[]`.
+          batch: the batch, for its step.
+          hyper: the coefficient, the target and the steps of warm-up.
+        """
+        if hasattr(self, "log_weight"):
+            return self.log_weight.adapt(l0, hyper)
+        grown = batch.step.astype(jnp.float32) / jnp.maximum(hyper.sparsity_warmup_steps, 1)
+        warm = hyper.sparsity_warmup_steps > 0
+        return hyper.sparsity_coefficient * jnp.where(warm, jnp.minimum(grown, 1.0), 1.0)
+
+
+def filled(config: SAEConfig, **defaults: float) -> SAEConfig:
+    """The config with those of its fields that are `None` at other defaults."""
+    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **missing)
