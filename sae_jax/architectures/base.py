@@ -152,6 +152,11 @@ class SAE(nnx.Module):
         return dataclasses.replace(config, aux_k=aux_k, dead_after=dead_after)
 
     @classmethod
+    def rates(cls, config: SAEConfig, batch: Batch) -> Arrays:
+        """What the learning rate is multiplied by, for trained arrays by name; 1 for others."""
+        return {}
+
+    @classmethod
     def allowed(cls, arrays: Arrays, config: SAEConfig) -> Arrays:
         """Trained arrays after a step, moved to where they may be."""
         return arrays

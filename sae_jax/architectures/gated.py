@@ -139,13 +139,18 @@ class GatedSAE(PenalizedSAE):
         y_hat = training_matmul(z, w_dec, self.dtype) + b_dec[None, :]
 
         opened = jax.nn.relu(gate)
-        sizes = opened
-        if self.preset != "dictionary_learning":
-            sizes = opened * row_norms(w_dec)[None, :]
+        norms = row_norms(w_dec)
+        sizes = opened if self.preset == "dictionary_learning" else opened * norms[None, :]
         penalty = jnp.mean(jnp.sum(sizes, axis=1))
-        if self.preset != "saelens":
-            w_dec, b_dec = lax.stop_gradient((w_dec, b_dec))
-        by_gate = training_matmul(opened, w_dec, self.dtype) + b_dec[None, :]
+        if self.preset is None:
+            rows = w_dec / jnp.where(norms == 0.0, 1.0, norms)[:, None]
+            by_gate = training_matmul(sizes, lax.stop_gradient(rows), self.dtype)
+        elif self.preset == "saelens":
+            by_gate = training_matmul(opened, w_dec, self.dtype)
+        else:
+            by_gate = training_matmul(opened, lax.stop_gradient(w_dec), self.dtype)
+        b_dec = b_dec if self.preset == "saelens" else lax.stop_gradient(b_dec)
+        by_gate = by_gate + b_dec[None, :]
         l0 = jnp.mean(jnp.sum(z > 0, axis=1, dtype=jnp.float32))
         return (
             squared_error(y_hat, batch.target)

@@ -124,7 +124,7 @@ class JumpReLUSAE(PenalizedSAE):
             config = filled(config, sparsity_coefficient=1.0, target_l0=min(20.0, config.d_sae))
             return filled(config, bandwidth=0.001, threshold_init=0.001)
         return filled(
-            config, sparsity_coefficient=scale**2, bandwidth=2 * scale, threshold_init=0.1 * scale
+            config, sparsity_coefficient=scale**2, bandwidth=2.0 * scale, threshold_init=scale
         )
 
     @classmethod

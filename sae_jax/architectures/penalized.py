@@ -6,10 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from sae_jax.architectures.base import SAE
+from sae_jax.architectures.losses import mean_squared_deviation
 from sae_jax.architectures.target_l0 import LogWeight
-from sae_jax.architectures.training import Batch, Hyperparameters
+from sae_jax.architectures.training import Arrays, Batch, Hyperparameters
 from sae_jax.architectures.unused import refuse_unused
 from sae_jax.configs import SAEConfig
+
+# Samples of which the root mean square deviation is a tenth leave biases room to be of use within
+# hundreds of steps: without a unit, that is.
+_BIAS_RATE = 10.0
 
 
 class PenalizedSAE(SAE):
@@ -46,6 +51,21 @@ class PenalizedSAE(SAE):
                 f"sparsity_coefficient is None; {config.architecture} without a preset needs a"
                 f" positive number, or target_l0 above 0 to d_sae = {config.d_sae}"
             )
+
+    @classmethod
+    def rates(cls, config: SAEConfig, batch: Batch) -> Arrays:
+        """Without a preset what is in units of the samples learns in those units.
+
+        The optimizer moves a number by at most the learning rate at a step. Weights are of order 1
+        whatever the samples are, but thresholds and biases have as far to go as samples are large;
+        those that crawl leave a penalty no way to sparsity but to shrink the encoder.
+        """
+        if config.preset is not None:
+            return {}
+        x_scale, y_scale = (
+            _BIAS_RATE * jnp.sqrt(mean_squared_deviation(y)) for y in (batch.x, batch.target)
+        )
+        return dict.fromkeys(("b_enc", *cls.in_latents_units), x_scale) | {"b_dec": y_scale}
 
     def start_training(self, config: SAEConfig, hyper: Hyperparameters) -> None:
         """Starts a weight that is adapted at the config's coefficient."""

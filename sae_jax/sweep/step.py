@@ -135,6 +135,8 @@ def train_step(
     optimizer = program.optimizer(hyper.learning_rate * recipe.rate_factor(hyper, step))
     with jax.numpy_dtype_promotion("standard"):  # Optax promotes its integer counts of steps.
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+    rates = architecture_of(template).rates(template, batch)
+    updates = updates | {name: updates[name] * rate for name, rate in rates.items()}
     after = recipe.kept_in_place(template, params, optax.apply_updates(params, updates))
     after = architecture_of(template).allowed(after, template)
     average = state.average
