@@ -10,6 +10,7 @@ machine's matrix products and memory in the same minutes. Contenders from other 
 take part if they are installed.
 
     headline   4 members, d_sae 512, k 50, D 2048, all contenders
+    architectures   every architecture with the definition of SAELens, beside SAELens itself
     large      one member, d_sae 16384, k 64, D 576; selected rows take a fifth of the loop
     members, d_sae, k, d_in, num_samples   growth along one axis
     grid       the 14 members of the published experiment's open questions through
@@ -33,7 +34,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from contenders import CONTENDERS, ENGINES, LOOPS, TORCH_LOOP, Contender, Workload
+from contenders import (
+    ARCHITECTURES,
+    CONTENDERS,
+    ENGINES,
+    LOOPS,
+    TORCH_LOOP,
+    Contender,
+    Workload,
+)
 
 import sae_jax
 from sae_jax.report import reference
@@ -68,8 +77,8 @@ GROWTH_CONTENDERS = {
 
 _SECTIONS = flags.DEFINE_multi_enum(
     "sections",
-    ["headline", "large", *GROWTH, "grid", "memory"],
-    ["headline", "large", *GROWTH, "grid", "memory"],
+    ["headline", "architectures", "large", *GROWTH, "grid", "memory"],
+    ["headline", "architectures", "large", *GROWTH, "grid", "memory"],
     "What to measure.",
 )
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Interleaved repeats; the median counts.")
@@ -92,6 +101,8 @@ def work() -> None:
     for section in _SECTIONS.value:
         if section == "headline":
             rows = compare([HEADLINE], CONTENDERS)
+        elif section == "architectures":
+            rows = compare([SHORT], ARCHITECTURES | {TORCH_LOOP: LOOPS[TORCH_LOOP]})
         elif section == "large":
             rows = compare([LARGE], CONTENDERS)
         elif section == "grid":

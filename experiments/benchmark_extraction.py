@@ -24,8 +24,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+import command
 import torch
-from absl import app, flags
+from absl import flags
 
 from sae_jax.extraction.continuous_thoughts import NUM_POSITIONS, thought_activations
 from sae_jax.extraction.extract import BATCH_SIZE, batches, extract
@@ -50,13 +51,14 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _TEMPLATE = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def main(argv: list[str]) -> None:
+def work() -> None:
     """Prints the table that was asked for."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    {"speed": _measure_speed, "precision": _measure_precision, "memory": _measure_memory}[
-        _MEASURE.value
-    ]()
+    measures = {
+        "speed": _measure_speed,
+        "precision": _measure_precision,
+        "memory": _measure_memory,
+    }
+    measures[_MEASURE.value]()
 
 
 def _measure_speed() -> None:
@@ -163,13 +165,14 @@ def _plain_loop(
 
     The softmax and the mean embedding alone are computed in `thought_dtype`.
     """
-    embedding = model.vocabulary.to(thought_dtype)
+    (vocabulary,) = model.vocabulary_blocks(model.vocab_size)
+    embedding = vocabulary.to(thought_dtype)
     output = model.causal_lm(torch.tensor([prompt]), use_cache=True, output_hidden_states=True)
     positions = []
     for _ in range(NUM_POSITIONS):
         thought = output.logits[:, -1:].softmax(dim=-1, dtype=thought_dtype) @ embedding
         output = model.causal_lm(
-            inputs_embeds=thought.to(model.vocabulary),
+            inputs_embeds=thought.to(vocabulary),
             past_key_values=output.past_key_values,
             use_cache=True,
             output_hidden_states=True,
@@ -181,22 +184,19 @@ def _plain_loop(
 def _measure_memory() -> None:
     print("| problems | peak memory |\n|---|---|")
     for num_problems in (512, 4096):
-        queue = multiprocessing.get_context("spawn").Queue()
-        process = multiprocessing.get_context("spawn").Process(
-            target=_peak_memory, args=(_MODEL.value, num_problems, queue)
-        )
-        process.start()
-        print(f"| {num_problems} | {queue.get() / 2**20:.0f} MiB |", flush=True)
-        process.join()
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peak = pool.apply(_peak_memory, (_MODEL.value, num_problems))
+        print(f"| {num_problems} | {peak / 2**20:.0f} MiB |", flush=True)
 
 
-def _peak_memory(source: str, num_problems: int, queue: multiprocessing.Queue) -> None:
+def _peak_memory(source: str, num_problems: int) -> int:
+    """Returns the largest memory in bytes of this process, which extracts some short problems."""
     model = load_model(source, prompt_template="{question}")
     problems = [Problem(str(i), f"{i}+{i % 7}=") for i in range(num_problems)]
     with tempfile.TemporaryDirectory() as output:
         extract(problems, model, output, layers=range(model.num_layers), positions=(0, 1))
-    queue.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.start(work)

@@ -8,6 +8,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,9 +16,9 @@ import torch
 import torch_reference
 
 import sae_jax
-from sae_jax.architectures.base import init_params
+from sae_jax.architectures.initialization import init_params
 from sae_jax.sweep.batches import InMemory
-from sae_jax.sweep.loop import hyperparameters
+from sae_jax.sweep.hyperparameters import hyperparameters
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.step import Program, init_group, train_epoch
 
@@ -69,13 +70,22 @@ class Runner:
 Contender = Callable[[Workload, np.ndarray], Runner]
 
 
-def engine(dtype: str, *, kernel: str = "auto") -> Contender:
-    """The train step of `sae_jax` for all members, with the planned kernel or a forced one."""
+def engine(dtype: str, *, kernel: str = "auto", **fields: Any) -> Contender:
+    """The train step of `sae_jax` for all members, with the planned kernel or a forced one.
+
+    Args:
+      dtype: how products are computed.
+      kernel: as in `TrainConfig`.
+      **fields: fields of `SAEConfig` beside size and seed, if not the workload's k alone.
+    """
 
     def prepare(workload: Workload, x: np.ndarray) -> Runner:
         members = workload.members
         configs = sae_jax.grid(
-            d_sae=workload.d_sae, k=workload.k, seed=range(members), learning_rate=LEARNING_RATE
+            d_sae=workload.d_sae,
+            seed=range(members),
+            learning_rate=LEARNING_RATE,
+            **(fields or {"k": workload.k}),
         )
         train_config = sae_jax.TrainConfig(
             batch_size=workload.batch_size, compute_dtype=dtype, kernel=kernel, memory_budget=2**40
@@ -88,11 +98,11 @@ def engine(dtype: str, *, kernel: str = "auto") -> Contender:
             k_max=group.k_max,
             sequential=group.sequential,
         )
-        hyper = hyperparameters(configs, *x.shape)
-        state = init_group(hyper, program=program, d_in=workload.d_in, width=workload.d_sae)
+        hyper = hyperparameters(configs, train_config, *x.shape)
+        state = init_group(hyper, x[0], program=program, d_in=workload.d_in, width=workload.d_sae)
         source = InMemory(x, workload.batch_size, Placement.default())
         start = time.perf_counter()
-        epoch = train_epoch.lower(state, hyper, source.epoch(0, 0), program=program).compile()
+        epoch = train_epoch.lower(state, hyper, source.epoch(0, 0), 0, program=program).compile()
         compile_seconds = time.perf_counter() - start
 
         def run() -> None:
@@ -117,20 +127,32 @@ def torch_loop(*, fused: bool) -> Contender:
     return prepare
 
 
-def sae_lens(workload: Workload, x: np.ndarray) -> Runner:
-    """SAELens' TopK trainer with its defaults."""
-    from sae_lens import SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import SAETrainerConfig
+def sae_lens(architecture: str = "topk", **fields: Any) -> Contender:
+    """SAELens' trainer of one of its architectures, with its defaults.
 
-    config = TopKTrainingSAEConfig(d_in=workload.d_in, d_sae=workload.d_sae, k=workload.k)
-    trainer_config = SAETrainerConfig(
-        total_training_samples=10**9,
-        train_batch_size_samples=workload.batch_size,
-        lr=LEARNING_RATE,
-        lr_end=LEARNING_RATE,
-    )
-    trainer = SAETrainer(trainer_config, TopKTrainingSAE(config), iter(()))
-    return _looped(trainer.step, workload, x)
+    Args:
+      architecture: its name there.
+      **fields: of the architecture's config there, if not the workload's k alone.
+    """
+
+    def prepare(workload: Workload, x: np.ndarray) -> Runner:
+        from sae_lens import SAETrainer
+        from sae_lens.config import SAETrainerConfig
+        from sae_lens.registry import get_sae_training_class
+
+        sae_class, config_class = get_sae_training_class(architecture)
+        own = fields or {"k": workload.k}
+        config = config_class(d_in=workload.d_in, d_sae=workload.d_sae, **own)
+        trainer_config = SAETrainerConfig(
+            total_training_samples=10**9,
+            train_batch_size_samples=workload.batch_size,
+            lr=LEARNING_RATE,
+            lr_end=LEARNING_RATE,
+        )
+        trainer = SAETrainer(trainer_config, sae_class(config), iter(()))
+        return _looped(trainer.step, workload, x)
+
+    return prepare
 
 
 def dictionary_learning(workload: Workload, x: np.ndarray) -> Runner:
@@ -199,7 +221,7 @@ LOOPS: dict[str, Contender] = {
     "PyTorch loop, fused Adam": torch_loop(fused=True),
 }
 _LIBRARIES = {
-    "SAELens": ("sae_lens", sae_lens),
+    "SAELens": ("sae_lens", sae_lens()),
     "dictionary_learning": ("dictionary_learning", dictionary_learning),
     "sparsify": ("sparsify", sparsify),
 }
@@ -207,3 +229,31 @@ LIBRARIES: dict[str, Contender] = {
     name: contender for name, (package, contender) in _LIBRARIES.items() if find_spec(package)
 }
 CONTENDERS = ENGINES | LOOPS | LIBRARIES
+
+# Fields of both sides of each architecture, at about the same sparsity; AuxK wherever SAELens
+# has it.
+_K, _D_SAE = 50, 512
+_AUX = {"k": _K, "aux_coefficient": 1.0, "preset": "saelens"}
+_PREFIXES = (_D_SAE // 8, _D_SAE // 2, _D_SAE)
+_SAELENS_NAMES = {
+    "abs_topk": ("abstopk", _AUX, {"k": _K}),
+    "topk": ("topk", _AUX, {"k": _K}),
+    "batch_topk": ("batchtopk", _AUX, {"k": _K}),
+    "matryoshka": (
+        "matryoshka_batchtopk",
+        _AUX | {"prefix_fractions": tuple(size / _D_SAE for size in _PREFIXES)},
+        {"k": _K, "matryoshka_widths": list(_PREFIXES)},
+    ),
+    "jumprelu": ("jumprelu", {"preset": "saelens"}, {"l0_coefficient": 1.0}),
+    "gated": ("gated", {"preset": "saelens"}, {"l1_coefficient": 1.0}),
+    "relu": ("standard", {"preset": "saelens"}, {"l1_coefficient": 1.0}),
+}
+ARCHITECTURES: dict[str, Contender] = {
+    f"sae_jax {name}": engine("float32", architecture=name, **ours)
+    for name, (_, ours, _) in _SAELENS_NAMES.items()
+}
+if find_spec("sae_lens"):
+    ARCHITECTURES |= {
+        f"SAELens {name}": sae_lens(theirs, **fields)
+        for name, (theirs, _, fields) in _SAELENS_NAMES.items()
+    }

@@ -30,6 +30,7 @@ Expected: with the first command, the supplied activations to a relative error u
 import logging
 import sys
 
+import command
 from absl import app, flags
 
 from sae_jax.activations.selection import Position
@@ -85,22 +86,18 @@ _EVALUATE = flags.DEFINE_bool(
 )
 
 
-def main(argv: list[str]) -> None:
+def work() -> None:
     """Extracts, or evaluates, as the flags say."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
     if _OUTPUT.value is None and not _EVALUATE.value:
         raise app.UsageError("--output is needed, or --evaluate")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         _run()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     except (OSError, KeyboardInterrupt) as error:
         sys.exit(f"stopped: {error!r}\nwhat is done is kept; run the command again with --resume")
 
 
 def _run() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     problems = load_problems(_PROBLEMS.value, _NUM_PROBLEMS.value, _SEED.value)
     positions = _positions()
     model = _model()
@@ -169,4 +166,4 @@ def _default_feedback(model: LanguageModel, positions: list[Position]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.start(work)

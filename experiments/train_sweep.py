@@ -5,10 +5,11 @@ Trains one SAE for each combination of the flags on slices of a store, and score
     python experiments/train_sweep.py --activations=runs/gsm8k/activations \
         --layer=25 --position=3 --d_sae=250,512 --k=50,100 --seeds=5 --output=runs/sweep
 
-Writes the sweep, which `sae_jax.SweepResult.load` reads, and `results.csv`, one row a
-member. Cost: about 5 s a member at d_sae near 600 for 6,000 samples of width 576 on 2 CPU
-cores. Expected on SmolLM2-135M, layer 25, position 3 of GSM8K: 95.7 % explained variance
-at d_sae = 512, k = 50. A run that was stopped continues with --resume.
+Every field of `SAEConfig` is a flag, such as --architecture, --normalize and --target_l0, and
+takes several values. Writes the sweep, which `sae_jax.SweepResult.load` reads, and
+`results.csv`, one row a member. Cost: about 5 s a member at d_sae near 600 for 6,000 samples
+of width 576 on 2 CPU cores. Expected on SmolLM2-135M, layer 25, position 3 of GSM8K: 95.7 %
+explained variance at d_sae = 512, k = 50. A run that was stopped continues with --resume.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import shutil
 from pathlib import Path
 
 import command
+import member_flags
 from absl import flags, logging
 
 import sae_jax
@@ -36,13 +38,12 @@ _POSITION = flags.DEFINE_list(
     "Positions as the store has them, comma-separated: 3, last, all.",
     required=True,
 )
-_D_SAE = flags.DEFINE_list("d_sae", None, "Dictionary sizes, comma-separated.", required=True)
-_K = flags.DEFINE_list("k", None, "Latents kept per sample, comma-separated.", required=True)
+member_flags.define()
+flags.adopt_module_key_flags(member_flags)
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Number of seeds, from 0.", lower_bound=1)
 _VARY_ORDER = flags.DEFINE_bool(
     "vary_order", False, "Give each seed its own order of the data too."
 )
-_LEARNING_RATE = flags.DEFINE_list("learning_rate", ["1e-3"], "Learning rates of Adam.")
 _EPOCHS = flags.DEFINE_integer("epochs", 25, "Passes over the training samples.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Samples a step.")
 _COMPUTE_DTYPE = flags.DEFINE_enum(
@@ -134,13 +135,8 @@ def members(train: list[sae_jax.Selection]) -> list[sae_jax.SAEConfig]:
     configs = [
         config
         for part in train
-        for config in sae_jax.grid(
-            layer=part.layer,
-            position=part.position,
-            d_sae=command.numbers(_D_SAE),
-            k=command.numbers(_K),
-            learning_rate=command.numbers(_LEARNING_RATE, float),
-            seed=range(_SEEDS.value),
+        for config in member_flags.grid(
+            layer=part.layer, position=part.position, seed=range(_SEEDS.value)
         )
     ]
     if _VARY_ORDER.value:
@@ -149,10 +145,11 @@ def members(train: list[sae_jax.Selection]) -> list[sae_jax.SAEConfig]:
 
 
 def line(row: dict) -> str:
-    """A member and its main scores."""
+    """A member and its main scores; `results.csv` has every field and score."""
     name = (
-        f"layer {row['layer']} position {row['position']} d_sae {row['d_sae']:5d}"
-        f" k {row['k']:3d} learning rate {row['learning_rate']:g} seed {row['seed']}"
+        f"{row['architecture']} layer {row['layer']} position {row['position']}"
+        f" d_sae {row['d_sae']:5d} k {row['k']} learning rate {row['learning_rate']:g}"
+        f" seed {row['seed']}"
     )
     if row["diverged_at"] is not None:
         return f"{name}: diverged at step {row['diverged_at']}"

@@ -26,6 +26,7 @@ from sae_jax.formats import hub
 from sae_jax.sweep.loop import plan_for, train_sweep
 from sae_jax.sweep.preemption import Preempted
 from sae_jax.sweep.result import SweepResult
+from sae_jax.sweep.samples import side_by_side
 
 __all__ = [
     "SAE",
@@ -43,5 +44,6 @@ __all__ = [
     "hub",
     "plan_for",
     "register",
+    "side_by_side",
     "train_sweep",
 ]

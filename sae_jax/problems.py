@@ -1,4 +1,4 @@
-"""Word problems and their chain-of-thought steps, as files hold them."""
+"""Reads and writes word problems and their chain-of-thought steps."""
 
 import codecs
 import json
@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
-_FINAL_ANSWER = "####"
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One word problem; `steps` are its chain-of-thought steps such as "48/2=24"."""
+    """One word problem.
+
+    Attributes:
+      id: name that no other problem of a file or store has.
+      question: text of the problem.
+      answer: final answer, empty where it is unknown.
+      steps: chain-of-thought steps such as "48/2=24".
+    """
 
     id: str
     question: str
@@ -26,7 +31,7 @@ class Problem:
 
 
 def to_jsonl(problems: Sequence[Problem]) -> str:
-    """Serializes problems, one JSON object a line."""
+    """Writes problems as one JSON object a line."""
     return "".join(json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in problems)
 
 
@@ -40,10 +45,10 @@ def read_jsonl(file: Path) -> list[Problem]:
 def read_file(file: Path) -> list[Problem]:
     """Reads JSON objects, one a line or laid out otherwise, or one array of them.
 
-    Byte order marks, line ends and blank lines are as the program that wrote the file likes them.
+    Any byte order mark, line ends and blank lines will do.
 
     Raises:
-      ValueError: naming file and line of the first malformed object.
+      ValueError: if an object is malformed; the error names the file and the line of the first.
     """
     problems: list[Problem] = []
     line_of_id: dict[str, int] = {}
@@ -61,18 +66,8 @@ def read_file(file: Path) -> list[Problem]:
     return problems
 
 
-def annotated_steps(answer: str) -> tuple[str, ...]:
-    """The `<<48/2=24>>` contents of a GSM8K answer (Cobbe et al. 2021, arXiv:2110.14168)."""
-    return tuple(_ANNOTATION.findall(answer))
-
-
-def final_answer(answer: str) -> str:
-    """What follows GSM8K's `####`, or the whole answer where there is none."""
-    return answer.rpartition(_FINAL_ANSWER)[2].strip()
-
-
 def _records(file: Path) -> Iterator[tuple[int, Any]]:
-    """The values of a file, or of the one array in it, with the lines that they begin in."""
+    """Yields the values of a file, or of the one array in it, with the lines they begin in."""
     text = _text(file)
     newlines = [match.start() for match in re.finditer("\n", text)]
 
@@ -80,14 +75,15 @@ def _records(file: Path) -> Iterator[tuple[int, Any]]:
         return bisect_left(newlines, index) + 1
 
     decoder = json.JSONDecoder()
-    start = _skip_space(text, 0)
-    is_array = text.startswith("[", start)
+    opening = start = _skip_space(text, 0)
+    is_array, has_ended = text.startswith("[", start), False
     if is_array:
-        opening = line(start)
         start = _skip_space(text, start + 1)
         if text.startswith("]", start):
-            return
+            has_ended, start = True, _skip_space(text, start + 1)
     while start < len(text):
+        if has_ended:
+            raise ValueError(f"{file}, line {line(start)}: expected nothing after the array")
         number = line(start)
         try:
             record, end = decoder.raw_decode(text, start)
@@ -95,43 +91,38 @@ def _records(file: Path) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"{file}, line {number}: {error}") from error
         yield number, record
         start = _skip_space(text, end)
-        if not is_array:
-            continue
-        if text.startswith("]", start):
+        if is_array and start < len(text):
+            if text[start] not in ",]":
+                raise ValueError(f"{file}, line {line(start)}: expected ',' or ']' after an object")
+            has_ended = text[start] == "]"
             start = _skip_space(text, start + 1)
-            if start < len(text):
-                raise ValueError(f"{file}, line {line(start)}: expected nothing after the array")
-            return
-        if start < len(text) and text[start] != ",":
-            raise ValueError(f"{file}, line {line(start)}: expected ',' or ']' after an object")
-        start = _skip_space(text, start + 1)
-    if is_array:
-        last = line(len(text.rstrip()))
+    if is_array and not has_ended:
         raise ValueError(
-            f"{file}, line {last}: the array that begins in line {opening} does not end"
+            f"{file}, line {line(len(text.rstrip()))}: the array that begins in line "
+            f"{line(opening)} does not end"
         )
 
 
 def _text(file: Path) -> str:
     content = file.read_bytes()
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding, name = "utf-16", "UTF-16"
-    else:
-        encoding, name = "utf-8-sig", "UTF-8"
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding = "UTF-16" if content.startswith(marks) else "UTF-8"
     try:
-        return content.decode(encoding)
+        return content.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{file}, line {number}: not {name} text: {error}") from error
+        raise ValueError(f"{file}, line {number}: not {encoding} text: {error}") from error
 
 
 def _skip_space(text: str, start: int) -> int:
-    match = _SPACE.match(text, start)
-    return start if match is None else match.end()
+    return next((i for i in range(start, len(text)) if text[i] not in " \t\r\n"), len(text))
 
 
 def parse_problem(record: Any, default_id: str) -> Problem:
-    """The problem that a JSON object describes, with an id for one that has none.
+    """Returns the problem that a JSON object describes, with an id if it has none.
+
+    A GSM8K answer ends in `####` and the final answer, and without `steps` its `<<48/2=24>>`
+    contents are the steps (Cobbe et al. 2021, arXiv:2110.14168).
 
     Raises:
       ValueError: if a field is missing or of another type.
@@ -147,7 +138,7 @@ def parse_problem(record: Any, default_id: str) -> Problem:
     answer = "" if answer is None else answer
     if not isinstance(answer, str):
         raise ValueError(f"'answer' must be a string, found {answer!r}")
-    if steps is not None and not _is_list_of_strings(steps):
+    if not (steps is None or isinstance(steps, list) and all(isinstance(s, str) for s in steps)):
         raise ValueError(f"'steps' must be a list of strings, found {steps!r}")
     if given_id is not None and (given_id == "" or type(given_id) not in (str, int, float)):
         raise ValueError(f"'id' must be a string or number, found {given_id!r}")
@@ -157,10 +148,6 @@ def parse_problem(record: Any, default_id: str) -> Problem:
     return Problem(
         id=default_id if given_id is None else str(given_id),
         question=record["question"],
-        answer=final_answer(answer),
-        steps=annotated_steps(answer) if steps is None else tuple(steps),
+        answer=answer.rpartition("####")[2].strip(),
+        steps=tuple(_ANNOTATION.findall(answer) if steps is None else steps),
     )
-
-
-def _is_list_of_strings(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)

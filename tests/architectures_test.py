@@ -6,7 +6,7 @@ import torch
 from random_saes import forward, random_jumprelu, random_params, random_topk, samples
 
 from sae_jax import JumpReLUSAE, TopKSAE
-from sae_jax.architectures.base import init_params
+from sae_jax.architectures.initialization import init_params
 
 D_IN, D_SAE = 64, 150
 

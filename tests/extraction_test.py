@@ -18,6 +18,7 @@ from sae_jax.extraction import extract as extract_module
 from sae_jax.extraction.continuous_thoughts import thought_activations
 from sae_jax.extraction.extract import batches, extract
 from sae_jax.extraction.models import load_model
+from sae_jax.extraction.prompts import token_ids
 from sae_jax.problems import Problem
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,14 +112,14 @@ def test_all_tokens_are_rows_of_their_problem(tmp_path, model, small_shards):
         storage_dtype="float32",
         progress=False,
     )
-    counts = [len(model.text_ids(problem.question)) for problem in problems]
+    counts = [len(token_ids(model.tokenizer, problem.question)) for problem in problems]
     selection = store.select(2, "all")
     assert selection.activations.shape == (sum(counts), D_IN)
     assert [p.id for p in selection.problems] == [
         p.id for p, count in zip(problems, counts, strict=True) for _ in range(count)
     ]
     start = sum(counts[:9])
-    ids = torch.tensor([model.text_ids(problems[9].question)])
+    ids = torch.tensor([token_ids(model.tokenizer, problems[9].question)])
     expected = model.causal_lm(ids, output_hidden_states=True).hidden_states[-1][0].detach()
     np.testing.assert_allclose(
         selection.activations[start : start + counts[9]], expected, rtol=1e-5, atol=1e-5

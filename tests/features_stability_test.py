@@ -3,7 +3,11 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from sae_jax.features.stability import feature_stability, stability_over_seeds
+from sae_jax.features.stability import (
+    feature_stability,
+    stability_by_chance,
+    stability_over_seeds,
+)
 
 ALL = np.ones(3, bool)
 
@@ -95,3 +99,12 @@ def test_a_single_seed_and_a_seed_without_alive_latents():
     first, second, silent = stability_over_seeds([np.eye(3)] * 3, [ALL, ALL, ~ALL])
     assert first == second == {"feature_stability": 1.0, "feature_stability_matched": 1.0}
     assert np.isnan(silent["feature_stability"])
+
+
+def test_stability_by_chance():
+    one = [np.ones(1, bool)] * 300
+    # In one dimension all directions agree; in two the mean of |cos| over angles is 2 / pi.
+    assert stability_by_chance(one[:3], 1, seed=0) == pytest.approx(1)
+    assert stability_by_chance(one, 2, seed=0) == pytest.approx(2 / np.pi, abs=0.01)
+    assert np.isnan(stability_by_chance(one[:1], 2, seed=0))
+    assert np.isnan(stability_by_chance([], 2, seed=0))

@@ -169,7 +169,7 @@ def test_a_gate_is_a_threshold_whatever_its_biases(seed, spread, center):
     p = random_params(seed)
     gates = {name: array * np.float32(spread) for name, array in random_gates(seed).items()}
     weights = {name: array for name, array in p.items() if name != "b_enc"}
-    sae = rewriting.gated_to_jumprelu(weights, **gates, center_input=center)
+    sae = rewriting.gated_to_jumprelu(weights | gates, center_input=center)
     x = samples(seed)
     gate_at, _ = forward(p | {"b_enc": gates["b_gate"]}, x, lambda pre: pre, center=center)
     latents, _ = forward(without_b_enc(p), x, gate(gates), center=center)

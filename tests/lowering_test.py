@@ -11,17 +11,19 @@ from hyperparameters import TEMPLATE, hyperparameters
 
 from sae_jax.architectures.topk import TopKSAE
 from sae_jax.metrics.evaluate import group_metrics
-from sae_jax.sweep.batches import Batches
+from sae_jax.sweep.batches import Batches, Samples
 from sae_jax.sweep.step import Program, init_group, train_epoch
 
 NUM_MEMBERS, N, D_IN, WIDTH, BATCH_SIZE = 3, 70, 48, 32, 16
 
 HYPER = jax.eval_shape(lambda: hyperparameters(*[(WIDTH, 4, 0, 1e-3)] * NUM_MEMBERS))
+CENTER = jax.ShapeDtypeStruct((D_IN,), jnp.float32)
+STEP = jax.ShapeDtypeStruct((), jnp.int32)
 
 
 def abstract_state(program):
     init = partial(init_group, program=program, d_in=D_IN, width=WIDTH)
-    return jax.eval_shape(init, HYPER)
+    return jax.eval_shape(init, HYPER, CENTER)
 
 
 def lowered(function, arguments, platform):
@@ -77,11 +79,11 @@ def test_an_epoch_lowers_to_products_of_the_named_precision(platform, dtype, ker
     state = abstract_state(program)
     num_full, num_rest = divmod(N, BATCH_SIZE)
     batches = Batches(
-        jax.ShapeDtypeStruct((num_full, BATCH_SIZE, D_IN), jnp.float32),
-        jax.ShapeDtypeStruct((num_rest, D_IN), jnp.float32),
+        Samples(jax.ShapeDtypeStruct((num_full, BATCH_SIZE, D_IN), jnp.float32)),
+        Samples(jax.ShapeDtypeStruct((num_rest, D_IN), jnp.float32)),
     )
     epoch = partial(train_epoch, program=program)
-    exported = lowered(epoch, (state, HYPER, batches), platform)
+    exported = lowered(epoch, (state, HYPER, batches, STEP), platform)
     *new_state, losses = exported.out_avals
     assert [leaf.shape for leaf in new_state] == [leaf.shape for leaf in jax.tree.leaves(state)]
     assert losses.shape == (5, NUM_MEMBERS)
@@ -96,7 +98,7 @@ def test_an_epoch_lowers_to_products_of_the_named_precision(platform, dtype, ker
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_initialization_and_evaluation_lower(platform, default_precision):
     program = Program(TEMPLATE)
-    lowered(partial(init_group, program=program, d_in=D_IN, width=WIDTH), (HYPER,), platform)
+    lowered(partial(init_group, program=program, d_in=D_IN, width=WIDTH), (HYPER, CENTER), platform)
     arguments = (
         abstract_state(program).params,
         {},

@@ -110,9 +110,9 @@ def test_padding_stays_zero_and_a_new_k_does_not_recompile():
     source, num_compiled = InMemory(arrays(8)[1], 32, Placement.default()), 0
     for k in ((3, 40), (20, 1)):
         hyper = hyperparameters((40, k[0], 0, 1e-3), (64, k[1], 1, 1e-3))
-        state = init_group(hyper, program=program, d_in=D_IN, width=64)
+        state = init_group(hyper, np.zeros(D_IN, np.float32), program=program, d_in=D_IN, width=64)
         for epoch in range(2):
-            state, _ = train_epoch(state, hyper, source.epoch(0, epoch), program=program)
+            state, _ = train_epoch(state, hyper, source.epoch(0, epoch), 0, program=program)
         num_compiled = num_compiled or train_epoch._cache_size()
         for params in (state.params, state.opt_state[0].mu, state.opt_state[0].nu):
             assert params["w_enc_t"][0, :40].any()
@@ -125,7 +125,7 @@ def test_auto_takes_it_in_float32_for_large_members_on_a_cpu():
     def kernel_of(d_sae, k, d_in, dtype):
         config = sae_jax.TrainConfig(compute_dtype=dtype)
         members = [sae_jax.SAEConfig(d_sae, k)]
-        (group,) = plan_sweep(members, {(None, None): (1000, d_in)}, config).groups
+        (group,) = plan_sweep(members, {(None, None): (1000, d_in, d_in)}, config).groups
         return group.kernel
 
     assert kernel_of(512, 50, 2048, "float32") == "firing_rows"

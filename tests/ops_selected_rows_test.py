@@ -132,6 +132,6 @@ def test_the_plan_chooses_a_kernel_for_each_group(kernel, expected):
         sae_jax.SAEConfig(64, 4),
         dataclasses.replace(sae_jax.SAEConfig(64, 4), seed=1),
     ]
-    groups = plan_sweep(members, {(None, None): (1000, 576)}, config).groups
+    groups = plan_sweep(members, {(None, None): (1000, 576, 576)}, config).groups
     assert [group.members for group in groups] == [(0, 1), (2, 3)]
     assert [(group.kernel, group.k_max) for group in groups] == expected

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sae_jax.architectures.base import init_params
+from sae_jax.architectures.initialization import init_params
 from sae_jax.architectures.topk import TopKSAE
 from sae_jax.ops.top_k import _bisect, _count, top_k_mask
 

@@ -9,7 +9,7 @@ from sweeps import batches, quietly, top_k
 from torch_reference import train as train_in_torch
 
 from sae_jax import SAEConfig, grid
-from sae_jax.architectures.base import init_params
+from sae_jax.architectures.initialization import init_params
 
 # EV [%], MSE and dead [%] of one seed in PyTorch, from the README beside the activations.
 RECORDED = {
@@ -93,3 +93,25 @@ def test_the_published_recipe_in_pytorch(smollm2_split):
     row = result.table()[0]
     for name in ("mse", "explained_variance", "fvu"):
         np.testing.assert_allclose(row[name], want[name], rtol=2e-3, err_msg=name)
+
+
+@pytest.mark.slow
+def test_centering_and_aux_k_bring_dead_latents_back(smollm2_split):
+    arms = {
+        "raw": {},
+        "centered": {"normalize": "center"},
+        "revived": {"aux_coefficient": 1 / 32},
+    }
+    configs = [
+        config for arm in arms.values() for config in grid(d_sae=512, k=50, seed=range(3), **arm)
+    ]
+    rows = quietly(configs, *smollm2_split).table()
+    dead, fvu = (
+        {arm: np.mean([row[name] for row in rows[3 * i : 3 * i + 3]]) for i, arm in enumerate(arms)}
+        for name in ("dead_fraction", "fvu")
+    )
+    assert dead["raw"] == pytest.approx(0.43, abs=0.06)
+    assert dead["centered"] < 0.01
+    assert fvu["centered"] < 0.16
+    assert dead["revived"] < dead["raw"] / 2
+    assert fvu["revived"] <= fvu["raw"]

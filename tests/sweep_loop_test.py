@@ -14,7 +14,7 @@ from torch_reference import train as train_in_torch
 
 from sae_jax import SAEConfig, TrainConfig, grid, train_sweep
 from sae_jax.activations.writer import write_store
-from sae_jax.architectures.base import init_params
+from sae_jax.architectures.initialization import init_params
 from sae_jax.problems import Problem
 
 

@@ -77,7 +77,7 @@ def test_this_machine_has_no_more_than_its_memory():
 def test_the_plan_keeps_to_half_of_it(monkeypatch):
     assert jax.default_backend() == "cpu", "accelerators know their own memory"
     configs = [SAEConfig(512, 4, seed) for seed in range(8)]
-    sizes = {(None, None): (1000, 256)}
+    sizes = {(None, None): (1000, 256, 256)}
     (whole,) = plan.plan_sweep(configs, sizes, TrainConfig()).groups
     monkeypatch.setattr(placement, "memory_limit", lambda: whole.num_bytes)
     groups = plan.plan_sweep(configs, sizes, TrainConfig()).groups

@@ -12,7 +12,7 @@ from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import Group, Plan, plan_sweep
 
 SLICE = (14, 3)
-SIZES = {SLICE: (5978, 2048)}
+SIZES = {SLICE: (5978, 2048, 2048)}
 MIB = 2**20
 
 
@@ -81,7 +81,7 @@ def test_flops_are_ten_for_each_sample_dimension_and_latent():
 
 def test_slices_are_never_mixed():
     configs = members(512, 512) + members(512, layer=15) + members(512, position=0)
-    sizes = {(14, 3): (100, 64), (15, 3): (100, 64), (14, 0): (100, 64)}
+    sizes = {(14, 3): (100, 64, 64), (15, 3): (100, 64, 64), (14, 0): (100, 64, 64)}
     plan = plan_sweep(configs, sizes, TrainConfig(max_padding=0.5))
     assert [(g.data_slice, g.members) for g in plan.groups] == [
         ((14, 3), (0, 1)),
@@ -119,7 +119,7 @@ def test_a_group_takes_four_fifths_of_an_accelerators_memory():
 def test_dense_groups_of_up_to_64_mib_train_side_by_side_on_a_cpu(width, sequential):
     # At D = 1 a member has 3 * width + 1 parameters and two moments of each, 4 bytes all:
     # 12 * 2 * 2,796,202 is 16 bytes below 2^26.
-    plan = plan_sweep(members(width, width), {SLICE: (4, 1)}, TrainConfig(kernel="dense"))
+    plan = plan_sweep(members(width, width), {SLICE: (4, 1, 1)}, TrainConfig(kernel="dense"))
     (group,) = plan.groups
     assert group.sequential == sequential
 
@@ -143,7 +143,7 @@ def test_dense_groups_of_up_to_64_mib_train_side_by_side_on_a_cpu(width, sequent
 )
 def test_the_kernel_that_was_fastest_on_a_cpu_is_chosen(d_in, d_sae, k, dtype, kernel):
     config = TrainConfig(compute_dtype=dtype)
-    (group,) = plan_sweep([SAEConfig(d_sae, k)], {(None, None): (10, d_in)}, config).groups
+    (group,) = plan_sweep([SAEConfig(d_sae, k)], {(None, None): (10, d_in, d_in)}, config).groups
     assert group.kernel == kernel
 
 
@@ -169,7 +169,7 @@ def test_scoring_is_part_of_the_memory_and_takes_as_many_at_once_as_fit():
     # copies of all; of those at once 1.5 and 512 x (6 * 64 + 4 * 64) activations.
     training = 3 * (5 * 8320 + 256 * 448) + 100 * 64
     scoring = [3 * 2 * 8320 + 100 * 64 + n * (1.5 * 8320 + 512 * 640) for n in (1, 2, 3)]
-    sizes = {SLICE: (100, 64)}
+    sizes = {SLICE: (100, 64, 64)}
     for n, budget in ((3, 2**30), (3, 4 * scoring[2]), (2, 4 * scoring[2] - 4)):
         config = TrainConfig(memory_budget=int(budget))
         (group,) = plan_sweep(members(64, 64, 64), sizes, config).groups
@@ -195,7 +195,7 @@ def test_scoring_is_part_of_the_memory_and_takes_as_many_at_once_as_fit():
 )
 def test_memory_of_members_that_take_turns(num_members, num_samples, d_in, batch_size, num_floats):
     config = TrainConfig(kernel="firing_rows", batch_size=batch_size)
-    sizes = {SLICE: (num_samples, d_in)}
+    sizes = {SLICE: (num_samples, d_in, d_in)}
     (group,) = plan_sweep(members(*[512] * num_members), sizes, config).groups
     assert group.num_bytes == 4 * num_floats
 
@@ -203,7 +203,7 @@ def test_memory_of_members_that_take_turns(num_members, num_samples, d_in, batch
 def test_flops_of_the_kernel_on_selected_rows_follow_the_largest_k():
     configs = [SAEConfig(512, 3), SAEConfig(512, 5)]
     config = TrainConfig(kernel="selected_rows")
-    (group,) = plan_sweep(configs, {(None, None): (100, 64)}, config).groups
+    (group,) = plan_sweep(configs, {(None, None): (100, 64, 64)}, config).groups
     assert group.flops_per_step == 2 * 256 * 64 * 2 * (512 + 4 * 5)
 
 
@@ -236,7 +236,7 @@ def test_half_of_the_machines_memory_is_a_whole_number(monkeypatch):
 )
 def test_every_member_is_planned_once_within_the_limits(sizes, max_padding, budget_mib):
     configs = [SAEConfig(d_sae=d, k=1, layer=14, position=p) for d, p in sizes]
-    data_sizes = {(14, 0): (500, 512), (14, 3): (500, 512)}
+    data_sizes = {(14, 0): (500, 512, 512), (14, 3): (500, 512, 512)}
     train_config = TrainConfig(max_padding=max_padding, memory_budget=budget_mib * MIB)
     plan = plan_sweep(configs, data_sizes, train_config)
     assert sorted(i for group in plan.groups for i in group.members) == list(range(len(configs)))
@@ -262,20 +262,21 @@ def test_a_group_prints_under_the_names_of_its_columns():
     group = Group(
         (0, 1), (14, 3), 512, 0.125, 3 * MIB, 2_500_000_000, "firing_rows", sequential=True
     )
-    assert str(Plan((group,))).splitlines() == [
+    assert str(Plan((group,), {(14, 3): 1.947})).splitlines() == [
         "group  members  order         width  kernel         layer  position  padding"
-        "  memory [MiB]  GFLOP/step",
+        "  memory [MiB]  GFLOP/step  offset severity",
         "    0        2  in turns        512  firing_rows       14         3    12.5%"
-        "           3.0        2.50",
+        "           3.0        2.50             1.95",
     ]
 
 
 def test_plan_prints_as_a_table_before_training():
     x = np.random.default_rng(0).normal(size=(100, 64)).astype(np.float32)
     plan = plan_for(grid(d_sae=(64, 32), k=4, seed=range(3)), x, TrainConfig(max_padding=0.0))
+    severity = f"{np.linalg.norm(x.mean(0)) / np.linalg.norm(x.std(0)):.2f}"
     header, *rows = str(plan).splitlines()
     assert header.split()[:4] == ["group", "members", "order", "width"]
     assert [row.split() for row in rows] == [
-        ["0", "3", "side", "by", "side", "64", "dense", "-", "-", "0.0%", "4.1", "0.03"],
-        ["1", "3", "side", "by", "side", "32", "dense", "-", "-", "0.0%", "2.8", "0.02"],
+        ["0", "3", "side", "by", "side", "64", "dense", "-", "-", "0.0%", "4.1", "0.03", severity],
+        ["1", "3", "side", "by", "side", "32", "dense", "-", "-", "0.0%", "2.8", "0.02", severity],
     ]

@@ -30,17 +30,19 @@ def train(hyper, x, width, *, epochs, batch_size=BATCH_SIZE, data_seed=0, **stat
     """The state after some epochs, and the losses of every step, `[num_steps, M]`."""
     program = Program(TEMPLATE, **static)
     source = InMemory(x, batch_size, Placement.default())
-    state = init_group(hyper, program=program, d_in=x.shape[1], width=width)
+    state = init_group(hyper, x[0], program=program, d_in=x.shape[1], width=width)
     history = []
     for epoch in range(epochs):
         batches = source.epoch(data_seed, epoch)
-        state, losses = train_epoch(state, hyper, batches, program=program)
+        first_step = epoch * -(-len(x) // batch_size)
+        state, losses = train_epoch(state, hyper, batches, first_step, program=program)
         history.append(np.asarray(losses))
     return jax.device_get(state), np.concatenate(history)
 
 
 def initial_params(hyper, member, d_in, width):
-    state = init_group(hyper, program=Program(TEMPLATE), d_in=d_in, width=width)
+    center = np.zeros(d_in, np.float32)
+    state = init_group(hyper, center, program=Program(TEMPLATE), d_in=d_in, width=width)
     return true_size(jax.device_get(state.params), member, int(hyper.d_sae[member]))
 
 
@@ -164,9 +166,10 @@ def test_bfloat16_differs_from_float32_by_its_rounding():
 def test_the_given_state_is_donated():
     hyper = hyperparameters((WIDTH, 6, 1, 1e-3), (10, 2, 1, 1e-3))
     program = Program(TEMPLATE)
-    state = init_group(hyper, program=program, d_in=D_IN, width=WIDTH)
+    center = np.zeros(D_IN, np.float32)
+    state = init_group(hyper, center, program=program, d_in=D_IN, width=WIDTH)
     batches = InMemory(samples(70), BATCH_SIZE, Placement.default()).epoch(0, 0)
-    train_epoch(state, hyper, batches, program=program)
+    train_epoch(state, hyper, batches, 0, program=program)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 

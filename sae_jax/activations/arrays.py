@@ -1,4 +1,4 @@
-"""Float arrays as other programs keep them, taken by their values or refused by name."""
+"""Reads float arrays of other programs by their values, or refuses them by name."""
 
 import ml_dtypes
 import numpy as np
@@ -7,7 +7,7 @@ _FLOATS = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.longdouble
 
 
 def as_float32(array: np.ndarray, name: str) -> np.ndarray:
-    """Converts an array of floats to float32; one that is float32 already is not copied.
+    """Converts an array of floats to float32, without a copy of one that is float32 already.
 
     NumPy's files have no name for bfloat16: such an array is saved, and read back, as elements
     of two bytes that mean nothing to NumPy (dtype `|V2`). No other float of two bytes is kept
@@ -15,7 +15,7 @@ def as_float32(array: np.ndarray, name: str) -> np.ndarray:
 
     Args:
       array: float16, bfloat16, float32, float64 or wider, in any byte order, of any shape.
-      name: what to call the array in errors.
+      name: name of the array in errors.
 
     Raises:
       ValueError: if the array holds anything else, has masked values, or has a finite value

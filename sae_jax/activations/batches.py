@@ -1,4 +1,4 @@
-"""Samples cut into batches of one size, for evaluation."""
+"""Cuts samples into batches of one size, for evaluation."""
 
 import numpy as np
 
@@ -7,15 +7,15 @@ def padded_batches(x: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarr
     """Cuts samples into batches of one size, in order.
 
     Args:
-      x: `[n, D]`.
-      batch_size: b.
+      x: samples `[n, D]`.
+      batch_size: number b of samples in a batch.
 
     Returns:
-      Batches `[num_batches, b, D]`, the last filled up with zeros, and which rows are
-      samples, bool `[num_batches, b]`.
+      Batches `[num_batches, b, D]`, the last of which zeros fill up, and a mask, bool
+      `[num_batches, b]`, which is true where a row is a sample.
     """
     num_batches = -(-len(x) // batch_size)
     padding = num_batches * batch_size - len(x)
     mask = np.arange(num_batches * batch_size) < len(x)
-    x = np.concatenate([x, np.zeros((padding, x.shape[1]), x.dtype)])
+    x = np.pad(x, ((0, padding), (0, 0)))
     return x.reshape(num_batches, batch_size, -1), mask.reshape(num_batches, batch_size)

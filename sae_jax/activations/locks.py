@@ -15,7 +15,7 @@ LOCK_NAME = ".lock"
 
 @contextmanager
 def lock(folder: str | os.PathLike) -> Iterator[None]:
-    """Holds a folder (made if absent), by a file in it, until the block ends.
+    """Holds a folder, which it makes if absent, by a file in it until the block ends.
 
     Raises:
       ValueError: if the folder is a file, or another process holds it.
@@ -23,7 +23,6 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
     folder = Path(folder).resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; expected a folder, or nothing there")
-    folder.mkdir(parents=True, exist_ok=True)
     with _held(folder / LOCK_NAME, folder):
         yield
 
@@ -38,42 +37,31 @@ def lock_beside(path: str | os.PathLike) -> Iterator[None]:
       ValueError: if another process holds it.
     """
     path = Path(path).resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _held(path.with_name(f".{path.name}.lock"), path):
         yield
 
 
 @contextmanager
 def _held(file: Path, what: Path) -> Iterator[None]:
-    descriptor = _locked(file, what)
-    try:
-        yield
-    finally:
-        # Before the lock is given up, for afterwards the file may be the next holder's; and not
-        # if the folder was removed, for the one that is there now may be another's.
-        try:
-            if _is_at(descriptor, file):
-                file.unlink()
-        finally:
-            os.close(descriptor)
-
-
-def _locked(file: Path, what: Path) -> int:
-    """The descriptor of the file at `file`, locked."""
-    while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise ValueError(f"another process is writing to {what}") from error
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if _is_at(descriptor, file):
-            return descriptor
-        # The holder before removed the file between our opening and locking it.
-        os.close(descriptor)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    is_held = False
+    while not is_held:
+        with file.open("ab") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"another process is writing to {what}") from error
+            # The holder before may have removed the file between our opening and locking it.
+            is_held = _is_at(stream.fileno(), file)
+            if is_held:
+                try:
+                    yield
+                finally:
+                    # The file goes before the lock is given up, since afterwards it may be the
+                    # next holder's, and stays if the folder was removed, since the one that is
+                    # there now may be another's.
+                    if _is_at(stream.fileno(), file):
+                        file.unlink()
 
 
 def _is_at(descriptor: int, file: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Rows of one slice of a store, and their split into training and validation samples."""
+"""Selects rows of one slice of a store, and splits them into training and validation samples."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ Position = int | str
 
 
 class Rows(Protocol):
-    """What a selection needs of its store; see `ActivationStore`."""
+    """The store of a selection, as far as the selection needs it; see `ActivationStore`."""
 
     path: Path
     manifest: dict[str, Any]
@@ -24,17 +24,17 @@ class Rows(Protocol):
 
     @property
     def row_problems(self) -> np.ndarray:
-        """Index into `problems` of every row."""
+        """Index into `problems` of every row, int64 `[num_rows]`."""
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what the store holds."""
+        """Sha256 of what the store holds."""
 
     def check_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Row indices as int64, all of them the store's."""
+        """Returns row indices as int64 `[n]`, all of them the store's."""
 
     def read(self, layer: int, position: Position, rows: np.ndarray) -> np.ndarray:
-        """Rows of a slice, float32 `[len(rows), d_in]`."""
+        """Reads rows of a slice, float32 `[len(rows), d_in]`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +47,12 @@ class Split:
     def within_norm(self, max_norm_ratio: float) -> "Split":
         """Leaves out the rows of extreme norm, which attention sinks have, on both sides.
 
-        A few of them hold most of the variance, so that a loss and scores over all rows say
+        A few such rows hold most of the variance, so that a loss and scores over all rows say
         little of the others.
 
         Args:
-          max_norm_ratio: largest norm of a row that stays, in medians of the training rows'
-            norms.
+          max_norm_ratio: largest norm of a row that stays, as a multiple of the median norm of
+            the training rows.
 
         Raises:
           ValueError: if the ratio is below 1, or no validation row stays.
@@ -82,7 +82,7 @@ class Selection:
       layer: 0-based decoder layer.
       position: continuous-thought or token position, or "all".
       rows: indices of the selected rows in the store, int64 `[n]`.
-      settings: how the rows were chosen: what `split` and `within_norm` were given.
+      settings: arguments of `split` and `within_norm` by which the rows were chosen.
 
     Raises:
       ValueError: if a row is not one of the store's.
@@ -111,12 +111,12 @@ class Selection:
         return tuple(self.store.problems[i] for i in self.store.row_problems[self.rows])
 
     def read(self, indices: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Reads some of the selection's rows: float32 `[len(indices), d_in]`, nothing kept.
+        """Reads some of the selection's rows, float32 `[len(indices), d_in]`, and keeps nothing.
 
         `indices` mean what they mean to NumPy: negative ones count from the selection's end.
 
         Raises:
-          IndexError: where NumPy raises one.
+          IndexError: if an index is beyond the selection.
         """
         return self.store.read(self.layer, self.position, self.rows[indices])
 
@@ -142,10 +142,9 @@ class Selection:
             )
         # The legacy generator is the published split's; a new one would shuffle differently.
         order = np.random.RandomState(seed).permutation(num_problems)  # noqa: NPY002
-        rank = np.empty(num_problems, np.int64)
-        rank[order] = np.arange(num_problems)
-        rows_by_rank = np.argsort(rank[inverse], kind="stable")
-        num_val_rows = int(np.count_nonzero(rank[inverse] < num_val))
+        rank = np.argsort(order)[inverse]  # That of each row's problem.
+        rows_by_rank = np.argsort(rank, kind="stable")
+        num_val_rows = int(np.count_nonzero(rank < num_val))
         settings = {"train_fraction": float(train_fraction), "split_seed": int(seed)}
         return Split(
             train=self._subset(rows_by_rank[num_val_rows:], settings),

@@ -1,8 +1,10 @@
-"""From what a user passes as data to arrays on the device and batches of them."""
+"""Turns what a user passes as data into checked arrays, by the slice that they come from."""
 
+import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -24,6 +26,7 @@ class Slices(Mapping[DataSlice, np.ndarray]):
 
     Attributes:
       shapes: (n, D) of each slice.
+      offset_severity: norm of each slice's mean over that of its standard deviations.
       constant: the slices whose rows are all equal, so that there is no variance to explain.
     """
 
@@ -31,26 +34,34 @@ class Slices(Mapping[DataSlice, np.ndarray]):
         """Checks every source, reading each once.
 
         Raises:
-          ValueError: as `slices_of` does.
+          ValueError: if a source is not what `slices_of` takes.
         """
         self._sources = dict(sources)
         self._names = {key: f"{name}{of_slice(key)}" for key in sources}
         self.shapes: dict[DataSlice, tuple[int, int]] = {}
         self.constant: list[DataSlice] = []
+        self.offset_severity: dict[DataSlice, float] = {}
         for data_slice in sources:
             x = self[data_slice]
             self.shapes[data_slice] = x.shape[0], x.shape[1]
             if (x == x[0]).all():
                 self.constant.append(data_slice)
+            self.offset_severity[data_slice] = offset_severity(x)
         if len(widths := {d_in for _, d_in in self.shapes.values()}) > 1:
             raise ValueError(
                 f"{name} mixes activations of widths {sorted(widths)}; expected one width"
             )
 
     def __getitem__(self, data_slice: DataSlice) -> np.ndarray:
-        source = self._sources[data_slice]
-        array = source.read() if isinstance(source, Selection) else source
-        return _checked(array, self._names[data_slice])
+        name = self._names[data_slice]
+        array = as_float32(_as_numpy(self._sources[data_slice], name), name)
+        bad_rows = np.flatnonzero(~np.isfinite(array).all(axis=1))
+        if bad_rows.size:
+            raise ValueError(
+                f"{name} is not finite in {bad_rows.size} of {len(array)} rows, the first of them"
+                f" row {bad_rows[0]}; expected finite float32 values"
+            )
+        return array
 
     def __iter__(self) -> Iterator[DataSlice]:
         return iter(self._sources)
@@ -58,22 +69,41 @@ class Slices(Mapping[DataSlice, np.ndarray]):
     def __len__(self) -> int:
         return len(self._sources)
 
+    def renamed(self, data_slice: DataSlice) -> Self:
+        """The one slice that there is, under another (layer, position)."""
+        other = copy.copy(self)
+        ((before, source),) = self._sources.items()
+        other._sources = {data_slice: source}
+        other._names = {data_slice: self._names[before]}
+        other.shapes = {data_slice: self.shapes[before]}
+        other.offset_severity = {data_slice: self.offset_severity[before]}
+        other.constant = [data_slice] * len(self.constant)
+        return other
+
     @property
     def d_in(self) -> int:
         """Width D of an activation."""
         return next(iter(self.shapes.values()))[1]
 
 
+def offset_severity(x: np.ndarray) -> float:
+    """Norm of the mean of samples `[n, D]` over that of their standard deviations; infinite where
+    they do not vary."""
+    mean = np.linalg.norm(x.mean(axis=0, dtype=np.float64))
+    deviation = np.linalg.norm(x.std(axis=0, dtype=np.float64))
+    return float(mean / deviation) if deviation else math.inf
+
+
 def slices_of(data: ActivationData, name: str) -> Slices:
-    """The arrays in `data` by the (layer, position) that they come from.
+    """Returns the arrays in `data` by the (layer, position) that they come from.
 
     Args:
-      data: one float array `[n, D]`, NumPy's, JAX's or PyTorch's; one selection of a store;
+      data: one float array `[n, D]` of NumPy, JAX or PyTorch; one selection of a store;
         several of them; or a mapping from (layer, position) to arrays.
-      name: what to call `data` in errors.
+      name: name of `data` in errors.
 
     Returns:
-      float32 arrays `[n, D]`, all of one D.
+      float32 arrays `[n, D]`, all of one width D.
 
     Raises:
       ValueError: if there is no slice, or the same one twice, or an array is not 2-D, not
@@ -105,35 +135,26 @@ def _unchecked_slices(data: ActivationData) -> Iterator[tuple[Any, Any]]:
 
 
 def of_slice(data_slice: DataSlice) -> str:
-    """What follows the name of some activations in a message: which slice they are of."""
+    """Says of which slice some activations are, after their name in a message."""
     layer, position = data_slice
     return "" if layer is None else f" of layer {layer}, position {position}"
 
 
-def _checked(data: Any, name: str) -> np.ndarray:
-    array = _as_numpy(data, name)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"{name} has shape {array.shape}; expected [n, d_in], neither of them 0")
-    array = as_float32(array, name)
-    bad_rows = np.flatnonzero(~np.isfinite(array).all(axis=1))
-    if bad_rows.size:
+def _as_numpy(source: Any, name: str) -> np.ndarray:
+    """Returns the array `[n, D]` that is passed or selected, also where NumPy alone would fail."""
+    if isinstance(source, Selection):
+        source = source.read()
+    if isinstance(source, (str, Path, ActivationStore, Split)):
         raise ValueError(
-            f"{name} is not finite in {bad_rows.size} of {len(array)} rows, the first of them"
-            f" row {bad_rows[0]}; expected finite float32 values"
-        )
-    return array
-
-
-def _as_numpy(data: Any, name: str) -> np.ndarray:
-    """The array that `data` is, also where NumPy alone would fail."""
-    if isinstance(data, (str, Path, ActivationStore, Split)):
-        raise ValueError(
-            f"{name} is a {type(data).__name__}; expected a float array [n, d_in] or a selection,"
+            f"{name} is a {type(source).__name__}; expected a float array [n, d_in] or a selection,"
             " as store.select(layer=..., position=...).split().train"
         )
-    if type(data).__module__.partition(".")[0] == "torch":
-        if not data.is_floating_point():
-            raise ValueError(f"{name} has dtype {data.dtype}; expected a floating dtype")
+    if type(source).__module__.partition(".")[0] == "torch":
+        if not source.is_floating_point():
+            raise ValueError(f"{name} has dtype {source.dtype}; expected a floating dtype")
         # NumPy takes no bfloat16 of PyTorch's, and nothing that waits for a gradient.
-        data = data.detach().float().cpu().numpy()
-    return np.asanyarray(data)
+        source = source.detach().float().cpu().numpy()
+    array = np.asanyarray(source)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"{name} has shape {array.shape}; expected [n, d_in], neither of them 0")
+    return array

@@ -1,4 +1,4 @@
-"""Reading activation stores: `.npy` shards, a manifest and the problems. NumPy only.
+"""Reads activation stores: `.npy` shards, a manifest and the problems. It needs NumPy alone.
 
 A store is one folder::
 
@@ -22,8 +22,7 @@ import numpy as np
 
 from sae_jax.activations.manifest import (
     PROBLEMS_NAME,
-    check_sha256,
-    check_size,
+    check_file,
     manifest_files,
     read_manifest,
     shard_file,
@@ -55,9 +54,9 @@ class ActivationStore:
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> "ActivationStore":
-        """Opens the store at `path`, checking file sizes and the problems' checksum.
+        """Opens the store at `path`, and checks file sizes and the problems' checksum.
 
-        The shards' checksums cost a full read: `verify` checks them.
+        `verify` checks the shards' checksums, which costs a full read.
 
         Raises:
           ValueError: if `path` holds no store, an unfinished one, one of another schema, or
@@ -70,8 +69,7 @@ class ActivationStore:
                 f"the store at {root} is unfinished; run its extraction again with --resume"
             )
         for relative, entry in manifest_files(manifest):
-            check_size(root / relative, entry)
-        check_sha256(root / PROBLEMS_NAME, manifest["problems"])
+            check_file(root / relative, entry, read=relative == PROBLEMS_NAME)
         return cls(root, manifest, read_jsonl(root / PROBLEMS_NAME))
 
     @property
@@ -114,12 +112,12 @@ class ActivationStore:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def parse_position(self, text: str) -> Position:
-        """The stored position that a word of a command line names: "3", "-1", "last" or "all".
+        """Returns the position that a word of a command line names: "3", "-1", "last" or "all".
 
         "last", as `extract_activations.py` takes it, is position -1.
 
         Raises:
-          ValueError: if the store has no such position; it lists those there are.
+          ValueError: if the store has no such position; the error lists those there are.
         """
         for position in self.positions:
             if text == str(position):
@@ -132,7 +130,7 @@ class ActivationStore:
         """Selects every row of one (layer, position) slice.
 
         Raises:
-          ValueError: if the store has no such layer or position; it lists those there are.
+          ValueError: if the store has no such layer or position; the error lists those there are.
         """
         self._index("layer", layer, self.layers)
         self._index("position", position, self.positions)
@@ -151,8 +149,10 @@ class ActivationStore:
         shard_of_row = np.searchsorted(self._ends, rows, side="right")
         for shard in np.unique(shard_of_row):
             in_shard = shard_of_row == shard
-            # Mapped for as long as it is read: every map holds a file descriptor.
-            stored = self._open_shard(shard)[layer_index, position_index]
+            file, entry = self.path / shard_file(shard), self.manifest["shards"][shard]
+            # A shard is mapped only while it is read, since every map holds a file descriptor.
+            mapped = open_shard(file, entry["shape"], self.manifest["dtype"])
+            stored = mapped[layer_index, position_index]
             start = self._ends[shard] - stored.shape[0]
             activations[in_shard] = stored[rows[in_shard] - start]
         return activations
@@ -162,7 +162,7 @@ class ActivationStore:
 
         Raises:
           ValueError: if they are not integers on one axis, or one is not from 0 to
-            `num_rows` - 1; rows are not counted from the end.
+            `num_rows` - 1; negative ones do not count from the end.
         """
         rows = np.asarray(rows)
         if rows.ndim != 1:
@@ -181,15 +181,10 @@ class ActivationStore:
         """Reads every file and compares its sha256 with the manifest's.
 
         Raises:
-          ValueError: naming the first file that differs.
+          ValueError: if a file differs; the error names the first one.
         """
         for relative, entry in manifest_files(self.manifest):
-            check_size(self.path / relative, entry)
-            check_sha256(self.path / relative, entry)
-
-    def _open_shard(self, index: int) -> np.ndarray:
-        shape = self.manifest["shards"][index]["shape"]
-        return open_shard(self.path / shard_file(index), shape, self.manifest["dtype"])
+            check_file(self.path / relative, entry, read=True)
 
     def _index(self, kind: str, value: Position, stored: tuple[Position, ...]) -> int:
         if value not in stored:
@@ -205,7 +200,11 @@ class ActivationStore:
 
 
 def open_shard(file: Path, shape: Sequence[int], dtype: str) -> np.ndarray:
-    """Memory-maps a shard, refusing one of another shape or dtype."""
+    """Maps a shard `[num_layers, num_positions, num_rows, d_in]` into memory.
+
+    Raises:
+      ValueError: if it has another shape or dtype.
+    """
     array = np.load(file, mmap_mode="r", allow_pickle=False)
     if list(array.shape) != list(shape) or array.dtype != dtype:
         raise ValueError(

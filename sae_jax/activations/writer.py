@@ -1,4 +1,4 @@
-"""Making activation stores so that no interruption costs more than one shard.
+"""Makes activation stores so that no interruption costs more than one shard.
 
 A manifest marked unfinished is written first and says what every shard will hold. Each file
 appears under its name only when it is complete (temporary file, fsync, rename), so a shard
@@ -46,9 +46,13 @@ class StorePlan:
       d_in: width of an activation.
       problems: every problem, in order.
       settings: how the activations are made; a resumed run must have the same.
-      dtype: "float16" or "float32", as stored.
-      shard_size: problems a shard.
-      rows_per_problem: rows of each problem where that is not one.
+      dtype: dtype of the shards, "float16" or "float32".
+      shard_size: number of problems whose rows a shard holds.
+      rows_per_problem: number of rows of each problem, where that is not one.
+
+    Raises:
+      ValueError: if the plan is of no layer, position or problem, names one twice or not by a
+        plain value, or has another dtype or shard size.
     """
 
     model: str
@@ -64,39 +68,42 @@ class StorePlan:
     def __post_init__(self):
         if self.dtype not in STORAGE_DTYPES:
             raise ValueError(f"storage dtype is {self.dtype!r}; allowed: {STORAGE_DTYPES}")
+        for layer in self.layers:
+            if not (_is_integer(layer) and layer >= 0):
+                raise ValueError(f"layers has {layer!r}; allowed: integers from 0")
+        for position in self.positions:
+            if not (_is_integer(position) or isinstance(position, str) and position):
+                raise ValueError(
+                    f"positions has {position!r}; allowed: integers and names such as 'all'"
+                )
+        for name in ("layers", "positions"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} {tuple(values)} name one twice")
         for name in ("layers", "positions", "problems"):
             if not getattr(self, name):
                 raise ValueError(f"a store needs at least one of its {name}")
-        for name, allowed, is_allowed in (
-            ("layers", "integers from 0", _is_layer),
-            ("positions", "integers and names such as 'all'", _is_position),
-        ):
-            values = getattr(self, name)
-            if wrong := [value for value in values if not is_allowed(value)]:
-                raise ValueError(f"{name} has {wrong[0]!r}; allowed: {allowed}")
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} {tuple(values)} name one twice")
         if self.shard_size < 1:
             raise ValueError(f"shard_size is {self.shard_size}; it must be at least 1")
 
     @property
     def num_shards(self) -> int:
-        """Number of shards, the last of which may be smaller."""
+        """Number of shards, the last of which may be smaller than the others."""
         return -(-len(self.problems) // self.shard_size)
 
     def shard_problems(self, shard: int) -> range:
-        """Indices of the problems of a shard."""
+        """Returns the indices of a shard's problems."""
         start = shard * self.shard_size
         return range(start, min(start + self.shard_size, len(self.problems)))
 
     def shard_shape(self, shard: int) -> tuple[int, int, int, int]:
-        """Shape of a shard: `[num_layers, num_positions, num_rows, d_in]`."""
+        """Returns the shape of a shard, `[num_layers, num_positions, num_rows, d_in]`."""
         counts = self._shard_counts(shard)
         num_rows = len(self.shard_problems(shard)) if counts is None else sum(counts)
         return len(self.layers), len(self.positions), num_rows, self.d_in
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest of the store before its first shard."""
+        """Returns the manifest of the store before its first shard."""
         problems = to_jsonl(self.problems).encode()
         return {
             "schema_version": SCHEMA_VERSION,
@@ -161,7 +168,7 @@ class StoreWriter:
         _write_text(self.path / PROBLEMS_NAME, to_jsonl(self.plan.problems))
 
     def missing_shards(self) -> list[int]:
-        """Indices of the shards that are still to be written."""
+        """Returns the indices of the shards that are still to be written."""
         indices = range(self.plan.num_shards)
         return [i for i in indices if not (self.path / shard_file(i)).exists()]
 
@@ -169,7 +176,7 @@ class StoreWriter:
         """Writes one shard, cast to the plan's dtype.
 
         Args:
-          shard: its index.
+          shard: index of the shard.
           activations: `[num_layers, num_positions, num_rows, d_in]`.
 
         Raises:
@@ -185,7 +192,14 @@ class StoreWriter:
         with np.errstate(over="ignore"):
             values = as_float32(activations, f"shard {shard}")
             stored = np.ascontiguousarray(values, dtype=self.plan.dtype)
-        self._check_finite(shard, values, stored)
+        for layer, position, row, column in np.argwhere(~np.isfinite(stored)):
+            value = values[layer, position, row, column]
+            cure = "store float32 instead" if np.isfinite(value) else "the model gave it"
+            raise ValueError(
+                f"activation {value} at layer {self.plan.layers[layer]}, position "
+                f"{self.plan.positions[position]}, row {row} of shard {shard} is not finite in "
+                f"{self.plan.dtype}: {cure}"
+            )
         _write_atomically(
             self.path / shard_file(shard), lambda f: np.save(f, stored, allow_pickle=False)
         )
@@ -207,19 +221,6 @@ class StoreWriter:
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
         _write_text(self.path / MANIFEST_NAME, json.dumps(manifest, indent=1) + "\n")
 
-    def _check_finite(self, shard: int, activations: np.ndarray, stored: np.ndarray) -> None:
-        bad = np.argwhere(~np.isfinite(stored))
-        if not len(bad):
-            return
-        layer, position, row, column = bad[0]
-        value = activations[layer, position, row, column]
-        cure = "store float32 instead" if np.isfinite(value) else "the model gave it"
-        raise ValueError(
-            f"activation {value} at layer {self.plan.layers[layer]}, position "
-            f"{self.plan.positions[position]}, row {row} of shard {shard} is not finite in "
-            f"{self.plan.dtype}: {cure}"
-        )
-
 
 def write_store(
     path: str | os.PathLike,
@@ -238,17 +239,18 @@ def write_store(
       activations: `[len(problems), d_in]` for every pair of some layers and positions, of any
         float type that `as_float32` takes.
       problems: the problem of each row.
-      settings: where the activations come from.
+      settings: JSON values that tell where the activations come from.
       model: name of the model that they come from.
-      dtype: "float16" or "float32", as stored.
-      overwrite: replace a store that is there.
+      dtype: dtype of the store, "float16" or "float32".
+      overwrite: whether to replace a store that is there.
 
     Raises:
       ValueError: if a (layer, position) pair is missing, shapes differ, or an array is not of
         floats.
     """
     layers = sorted({layer for layer, _ in activations})
-    positions = sorted({position for _, position in activations}, key=_position_order)
+    # Names of positions come after numbers.
+    positions = sorted({p for _, p in activations}, key=lambda p: (isinstance(p, str), p))
     pairs = [(layer, position) for layer in layers for position in positions]
     if missing := [pair for pair in pairs if pair not in activations]:
         raise ValueError(f"activations of (layer, position) {missing} are missing")
@@ -265,10 +267,10 @@ def write_store(
     with lock(path):
         writer.prepare(overwrite=overwrite)
         for shard in writer.missing_shards():
-            rows = slice(plan.shard_problems(shard).start, plan.shard_problems(shard).stop)
+            of_shard = plan.shard_problems(shard)
+            rows = slice(of_shard.start, of_shard.stop)
             arrays = [as_float32(activations[pair][rows], f"the array of {pair}") for pair in pairs]
-            stacked = np.stack(arrays)
-            writer.write_shard(shard, stacked.reshape(plan.shard_shape(shard)))
+            writer.write_shard(shard, np.reshape(arrays, plan.shard_shape(shard)))
         return writer.finish()
 
 
@@ -276,25 +278,13 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _is_layer(value: Any) -> bool:
-    return _is_integer(value) and value >= 0
-
-
-def _is_position(value: Any) -> bool:
-    return _is_integer(value) or (isinstance(value, str) and value != "")
-
-
-def _position_order(position: Position) -> tuple[bool, Position]:
-    return isinstance(position, str), position
-
-
 def _check_same_plan(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     def comparable(manifest: dict[str, Any]) -> dict[str, Any]:
         shards = [[s["shape"], s["rows_per_problem"]] for s in manifest["shards"]]
-        rest = {key: manifest[key] for key in manifest.keys() - {"shards", "finished", "settings"}}
-        return {**rest, "shards": shards, **manifest["settings"]}
+        plan = manifest | manifest["settings"] | {"shards": shards}
+        return {key: plan[key] for key in plan.keys() - {"finished", "settings"}}
 
-    # Through JSON, since tuples come back from the disk as lists.
+    # JSON turns tuples into lists, as those on the disk are.
     old, new = comparable(found), comparable(json.loads(json.dumps(wanted)))
     for key in sorted(old.keys() | new.keys()):
         if key not in old:
@@ -316,7 +306,7 @@ def _shortened(value: Any) -> str:
 
 
 def _entries(root: Path) -> list[Path]:
-    """What the folder holds besides a lock and temporary files."""
+    """Lists what the folder holds besides a lock and temporary files."""
     return sorted(p for p in root.iterdir() if p.name != LOCK_NAME and p.suffix != _TEMPORARY)
 
 

@@ -78,7 +78,7 @@ class SAE(nnx.Module):
             raise ValueError(f"w_enc has shape {shapes['w_enc']}; expected [d_in, d_sae]")
         d_in, d_sae = shapes["w_enc"]
         # A transcoder's output may have another width, but one for both of its parameters.
-        (d_out,) = shapes["b_dec"] if len(shapes["b_dec"]) == 1 else (d_in,)
+        d_out = shapes["w_dec"][-1] if len(shapes["w_dec"]) == 2 else d_in
         expected = {
             "w_enc": (d_in, d_sae),
             "b_enc": (d_sae,),
@@ -332,7 +332,7 @@ def with_unit_rows(
     return w_enc_t * norms[:, None], b_enc * norms, w_dec / norms[:, None]
 
 
-def options_of(config: SAEConfig) -> dict[str, bool]:
+def options_of(config: SAEConfig) -> dict[str, Any]:
     """What a config says of the arguments that every SAE takes."""
     return {
         "center_input": config.center_input,

@@ -1,10 +1,11 @@
 """An SAE as a function of its arrays, so that one traced program serves many members."""
 
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from sae_jax.architectures.base import SAE
@@ -12,6 +13,19 @@ from sae_jax.architectures.initialization import init_params
 from sae_jax.architectures.registry import architecture_of
 from sae_jax.architectures.training import Arrays, Hyperparameters
 from sae_jax.configs import SAEConfig
+
+
+class Affine(Protocol):
+    """Samples become `(x - mean) / scale`; both float32 `[D]`."""
+
+    @property
+    def mean(self) -> np.ndarray:
+        """What is subtracted."""
+
+    @property
+    def scale(self) -> np.ndarray:
+        """What is divided by."""
+
 
 # SAELens draws decoder rows of this norm where encoder and decoder start tied.
 _SAELENS_TIED_NORM = 0.1
@@ -63,6 +77,31 @@ def merge(template: SAEConfig, params: Arrays, kept: Arrays, hyper: Hyperparamet
     sae = nnx.merge(_graphdef(template), *states)
     sae.set_hyperparameters(hyper)
     return sae
+
+
+def folded(
+    template: SAEConfig, params: Arrays, kept: Arrays, x_norm: Affine, y_norm: Affine
+) -> tuple[Arrays, Arrays]:
+    """Arrays of members, leading axis M, that take samples as they are; see `SAE.fold`.
+
+    Args:
+      template: `SAEConfig.template` of the members.
+      params, kept: what they trained and kept on normalized samples.
+      x_norm, y_norm: mean `[D]` and scale `[D]` of samples and of targets.
+    """
+    architecture = architecture_of(template)
+
+    def one(arrays: Arrays) -> Arrays:
+        return architecture.fold(arrays, template, *statistics)
+
+    statistics = (
+        jnp.asarray(x_norm.mean),
+        jnp.asarray(x_norm.scale[0]),
+        jnp.asarray(y_norm.mean),
+        jnp.asarray(y_norm.scale),
+    )
+    arrays = jax.jit(jax.vmap(one))(params | kept)
+    return {name: arrays[name] for name in params}, {name: arrays[name] for name in kept}
 
 
 @cache

@@ -1,6 +1,7 @@
 """What SAEs share that become sparse by a penalty on firing."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,9 @@ class PenalizedSAE(SAE):
         return hyper.sparsity_coefficient * jnp.where(warmup > 0, jnp.minimum(grown, 1.0), 1.0)
 
 
-def filled(config: SAEConfig, **defaults: float) -> SAEConfig:
+def filled(config: SAEConfig, **defaults: Any) -> SAEConfig:
     """The config with those of its fields that are `None` at other defaults."""
-    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    missing: dict[str, Any] = {
+        name: value for name, value in defaults.items() if getattr(config, name) is None
+    }
     return dataclasses.replace(config, **missing)

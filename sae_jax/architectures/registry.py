@@ -1,8 +1,10 @@
 """The architectures that a config may name."""
 
 from sae_jax.architectures.base import SAE
+from sae_jax.architectures.batch_topk import BatchTopKSAE
 from sae_jax.architectures.gated import GatedSAE
 from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.matryoshka import MatryoshkaSAE
 from sae_jax.architectures.relu import ReLUSAE
 from sae_jax.architectures.topk import TopKSAE
 from sae_jax.configs import SAEConfig
@@ -10,6 +12,8 @@ from sae_jax.configs import SAEConfig
 ARCHITECTURES: dict[str, type[SAE]] = {
     "abs_topk": TopKSAE,
     "topk": TopKSAE,
+    "batch_topk": BatchTopKSAE,
+    "matryoshka": MatryoshkaSAE,
     "jumprelu": JumpReLUSAE,
     "gated": GatedSAE,
     "relu": ReLUSAE,

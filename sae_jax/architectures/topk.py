@@ -14,6 +14,7 @@ from sae_jax.architectures.base import SAE, options_of
 from sae_jax.architectures.initialization import init_params
 from sae_jax.architectures.losses import mse
 from sae_jax.architectures.training import Batch, Hyperparameters, Kernel
+from sae_jax.architectures.unused import UNUSED_BY_TOP_K, refuse_unused
 from sae_jax.configs import SAEConfig
 from sae_jax.ops.activation import ABS_TOP_K, TOP_K, Activation
 from sae_jax.ops.matmul import ComputeDtype, training_matmul, training_matmul_transposed
@@ -90,6 +91,7 @@ class TopKSAE(SAE):
         """
         if config.k is None:
             raise ValueError(f"k is None; {config.architecture} needs 1 to d_sae = {config.d_sae}")
+        refuse_unused(config, *UNUSED_BY_TOP_K, "prefix_fractions")
         if config.architecture == "abs_topk" and config.preset == "dictionary_learning":
             raise ValueError(
                 "preset is 'dictionary_learning'; allowed for abs_topk are None and 'saelens', as"

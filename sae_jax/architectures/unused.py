@@ -4,6 +4,16 @@ import dataclasses
 
 from sae_jax.configs import SAEConfig
 
+UNUSED_BY_TOP_K = (
+    "target_l0",
+    "sparsity_coefficient",
+    "sparsity_loss",
+    "sparsity_warmup_steps",
+    "bandwidth",
+    "threshold_init",
+)
+"""What an architecture that keeps k latents does without, beside what it keeps them by."""
+
 
 def refuse_unused(config: SAEConfig, *names: str) -> None:
     """Refuses fields that would make members differ in the table and not in fact.

@@ -1,1 +1,1 @@
-"""PyTorch side: from problems to a store of a language model's activations."""
+"""The PyTorch side: it turns problems into a store of a language model's activations."""

@@ -1,4 +1,4 @@
-"""Answers after continuous thoughts: is the checkpoint alive?"""
+"""Answers problems after continuous thoughts, which shows whether a checkpoint works."""
 
 import math
 import re
@@ -14,26 +14,24 @@ from sae_jax.extraction.extract import BATCH_SIZE
 from sae_jax.extraction.language_model import LanguageModel
 from sae_jax.problems import Problem
 
-MAX_NEW_TOKENS = 256
-
 _NUMBER = re.compile(r"-?\d+\.?\d*")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model answered, in problem order, and how often that was right."""
+    """Holds what a model answered, in problem order, and how many answers were right."""
 
     answers: tuple[str, ...]
     num_correct: int
 
     @property
     def num_problems(self) -> int:
-        """Problems answered."""
+        """Number of problems answered."""
         return len(self.answers)
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers."""
+        """Share of right answers, from 0 to 1."""
         return self.num_correct / self.num_problems
 
 
@@ -44,13 +42,22 @@ def evaluate(
     feedback: str = "soft",
     num_thoughts: int = NUM_POSITIONS,
     batch_size: int = BATCH_SIZE,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int = 256,
     progress: bool = True,
 ) -> Evaluation:
     """Lets a model think and answer greedily, and compares last numbers with the gold answers.
 
-    As the official CODI evaluation does, `num_thoughts` embeddings follow the begin-of-thought
+    As in the official CODI evaluation, `num_thoughts` embeddings follow the begin-of-thought
     token, one more than the experiment's positions hold.
+
+    Args:
+      problems: word problems with numeric answers.
+      model: the language model.
+      feedback: "codi", "hidden" or "soft".
+      num_thoughts: number of thoughts before an answer.
+      batch_size: number of problems that the model reads at once.
+      max_new_tokens: number of tokens after which an answer is cut off.
+      progress: whether to show a progress bar.
 
     Raises:
       ValueError: if a problem has no numeric answer to compare with, or no prompt that the
@@ -69,7 +76,7 @@ def evaluate(
 
 
 def last_number(text: str) -> float:
-    """The last number of a text, commas ignored; NaN, which equals nothing, if it has none."""
+    """Returns the last number of a text without its commas, or NaN, which equals nothing."""
     numbers = _NUMBER.findall(text.replace(",", ""))
     return float(numbers[-1]) if numbers else math.nan
 
@@ -93,7 +100,7 @@ def _answer(
     for _ in range(max_new_tokens):
         logits = model.logits(hidden)
         if tokens is not None:
-            logits = logits[:, : tokens.begin - 1]  # the added tokens are no part of an answer
+            logits = logits[:, : tokens.begin - 1]  # The added tokens are no part of an answer.
         token_ids = logits.argmax(dim=-1)
         token_ids[finished] = model.tokenizer.eos_token_id
         answers.append(token_ids)
@@ -105,7 +112,7 @@ def _answer(
 
 
 def read_tokens(context: Context, token_ids: torch.Tensor) -> torch.Tensor:
-    """Reads tokens `[b, t]` on in a context: final hidden states `[b, t, d_in]`."""
+    """Reads tokens `[b, t]` on in a context, and returns final hidden states `[b, t, d_in]`."""
     return context.read(context.model.embed(token_ids.to(context.model.device)))
 
 

@@ -1,6 +1,6 @@
-"""CODI checkpoints: a LoRA-tuned causal model and the projection of its continuous thoughts.
+"""Loads CODI checkpoints: a LoRA-tuned causal model and the projection of its thoughts.
 
-Shen et al. 2025, arXiv:2502.21074; layout as https://github.com/zhenyi4/codi saves it. One
+Source: Shen et al. 2025, arXiv:2502.21074; https://github.com/zhenyi4/codi saves this layout. One
 state dict holds the PEFT-wrapped model under `codi.` and, under `prj.`, the network
 Linear -> GELU -> Linear -> LayerNorm. The vocabulary grows by three tokens: padding, begin
 and end of thought.
@@ -8,7 +8,9 @@ and end of thought.
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -21,9 +23,11 @@ from sae_jax.extraction.fingerprints import tensors_sha256
 from sae_jax.extraction.language_model import LanguageModel, ThoughtTokens, cast_parameters
 from sae_jax.extraction.torch_files import read_torch_file
 
-LORA_ALPHA = 32.0
-
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# The files of weights that a checkpoint may have, the preferred one first, and their readers.
+_WEIGHT_FILES: dict[str, Callable[[Path], Any]] = {
+    "model.safetensors": load_file,
+    "pytorch_model.bin": read_torch_file,
+}
 _TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _LORA_A = ".lora_A.default.weight"
 _PEFT_PREFIX = "codi.base_model.model."
@@ -37,37 +41,58 @@ def load_codi(
     base: LanguageModel,
     checkpoint: str,
     *,
-    lora_alpha: float = LORA_ALPHA,
+    lora_alpha: float = 32.0,
     eos_before_thoughts: bool = False,
 ) -> LanguageModel:
     """Puts a CODI checkpoint over its base model, which is changed in place.
 
-    LoRA rank, projection width and the presence of its LayerNorm are read off the weights;
-    `lora_alpha` is not in them. The LoRA products are merged into the weights, in float32.
+    The weights tell the LoRA rank, the projection's width and whether it has a LayerNorm, but
+    not `lora_alpha`. The LoRA products are merged into the weights, in float32.
 
     Args:
       base: the model that was fine-tuned.
       checkpoint: a folder or hub id with `model.safetensors` or `pytorch_model.bin`.
-      lora_alpha: LoRA's alpha; the products are scaled by alpha / rank.
-      eos_before_thoughts: put an end-of-sequence token before the begin-of-thought token and
-        after the end-of-thought token, an option of the official evaluation.
+      lora_alpha: alpha of LoRA, whose products are scaled by alpha / rank.
+      eos_before_thoughts: whether an end-of-sequence token stands before the begin-of-thought
+        token and after the end-of-thought token, an option of the official evaluation.
 
     Raises:
       ValueError: if there is no checkpoint, or a weight is missing, unexpected or of another
         shape than the base model's.
     """
-    state = read_state_dict(checkpoint)
+    state = _read_state_dict(checkpoint)
     compute_dtype = base.causal_lm.dtype
     vocab_size = base.causal_lm.config.vocab_size
     causal_lm = base.causal_lm.float()
     causal_lm.resize_token_embeddings(vocab_size + 3, mean_resizing=False)
 
+    lora_a = [tensor for name, tensor in state.items() if name.endswith(_LORA_A)]
+    ranks = {tensor.shape[0] for tensor in lora_a}
+    if len(ranks) != 1:
+        raise ValueError(f"{checkpoint} has LoRA weights of ranks {sorted(ranks)}; expected one")
+    (rank,) = ranks
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=lora_alpha,  # type: ignore[arg-type]  # PEFT divides it by r, as any number
+        lora_dropout=0.0,
+        target_modules=list(_TARGET_MODULES),
+        task_type="CAUSAL_LM",
+    )
     wrapped = nn.Module()
-    wrapped.codi = _with_lora(causal_lm, _lora_rank(state, checkpoint), lora_alpha)
+    wrapped.codi = cast(PeftModel, get_peft_model(causal_lm, config))  # type: ignore[arg-type]
     wrapped.prj = _projection(state, checkpoint, base.d_in)
     _load_exactly(wrapped, state, checkpoint, causal_lm.config.tie_word_embeddings)
-    _report(wrapped, state, checkpoint, lora_alpha, vocab_size)
-
+    _logger.info(
+        "CODI checkpoint %s: %d LoRA products of rank %d and alpha %g, projection of width %d %s "
+        "LayerNorm, vocabulary %d + 3; every weight loaded",
+        checkpoint,
+        len(lora_a),
+        rank,
+        lora_alpha,
+        state["prj.1.weight"].shape[0],
+        "with" if hasattr(wrapped.prj, "ln") else "without",
+        vocab_size,
+    )
     merged = cast_parameters(wrapped.codi.merge_and_unload(), compute_dtype)
     projection = cast_parameters(wrapped.prj.to(base.device), compute_dtype)
     tokens = ThoughtTokens(
@@ -85,7 +110,7 @@ def load_codi(
     )
 
 
-def read_state_dict(checkpoint: str) -> dict[str, torch.Tensor]:
+def _read_state_dict(checkpoint: str) -> dict[str, torch.Tensor]:
     """Reads a checkpoint's weights from a folder or the hub, without running any code in them.
 
     Raises:
@@ -100,31 +125,10 @@ def read_state_dict(checkpoint: str) -> dict[str, torch.Tensor]:
                 f"no CODI checkpoint at {checkpoint!r}: neither a folder nor a hub id that can "
                 f"be downloaded ({error})"
             ) from error
-    for name in _WEIGHT_FILES:
-        file = folder / name
-        if file.is_file() and file.suffix == ".safetensors":
-            return load_file(file)
-        if file.is_file():
-            return read_torch_file(file)
+    for name, read in _WEIGHT_FILES.items():
+        if (folder / name).is_file():
+            return read(folder / name)
     raise ValueError(f"{checkpoint} holds neither of {', '.join(_WEIGHT_FILES)}")
-
-
-def _lora_rank(state: dict[str, torch.Tensor], checkpoint: str) -> int:
-    ranks = {tensor.shape[0] for name, tensor in state.items() if name.endswith(_LORA_A)}
-    if len(ranks) != 1:
-        raise ValueError(f"{checkpoint} has LoRA weights of ranks {sorted(ranks)}; expected one")
-    return ranks.pop()
-
-
-def _with_lora(causal_lm: nn.Module, rank: int, alpha: float) -> PeftModel:
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it by r, as any number
-        lora_dropout=0.0,
-        target_modules=list(_TARGET_MODULES),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(causal_lm, config)  # type: ignore[arg-type]  # typed narrower than used
 
 
 def _projection(state: dict[str, torch.Tensor], checkpoint: str, d_in: int) -> nn.Sequential:
@@ -142,51 +146,31 @@ def _projection(state: dict[str, torch.Tensor], checkpoint: str, d_in: int) -> n
 def _load_exactly(
     wrapped: nn.Module, state: dict[str, torch.Tensor], checkpoint: str, tied: bool
 ) -> None:
-    """Loads every weight from the checkpoint; nothing keeps a value of its own."""
+    """Loads every weight from the checkpoint, so that none keeps a value of its own.
+
+    Raises:
+      ValueError: if a weight is missing, unexpected or of another shape.
+    """
     if tied:
-        # Files keep one of two tied weights, or both.
+        # A file may keep one of two tied weights, or both.
         for absent, present in ((_EMBEDDING, _UNEMBEDDING), (_UNEMBEDDING, _EMBEDDING)):
             if absent not in state and present in state:
                 state = {**state, absent: state[present]}
     expected = {name: tensor.shape for name, tensor in wrapped.state_dict().items()}
-    problems = [
-        ("lacks", sorted(expected.keys() - state.keys())),
-        ("has the unexpected", sorted(state.keys() - expected.keys())),
-        (
-            "has the wrong shape of",
-            [
-                f"{name} ({list(state[name].shape)}, expected {list(shape)})"
-                for name, shape in expected.items()
-                if name in state and state[name].shape != shape
-            ],
-        ),
-    ]
-    if found := [f"{what} {_first(names)}" for what, names in problems if names]:
+    faults = {
+        "lacks": sorted(expected.keys() - state.keys()),
+        "has the unexpected": sorted(state.keys() - expected.keys()),
+        "has the wrong shape of": [
+            f"{name} ({list(state[name].shape)}, expected {list(shape)})"
+            for name, shape in expected.items()
+            if name in state and state[name].shape != shape
+        ],
+    }
+    if found := [f"{what} {_first(names)}" for what, names in faults.items() if names]:
         raise ValueError(f"{checkpoint} does not fit the base model: it {'; it '.join(found)}")
     wrapped.load_state_dict(state)
 
 
-def _first(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-def _report(
-    wrapped: nn.Module,
-    state: dict[str, torch.Tensor],
-    checkpoint: str,
-    lora_alpha: float,
-    vocab_size: int,
-) -> None:
-    num_pairs = sum(name.endswith(_LORA_A) for name in state)
-    _logger.info(
-        "CODI checkpoint %s: %d LoRA products of rank %d and alpha %g, projection of width %d %s "
-        "LayerNorm, vocabulary %d + 3; every weight loaded",
-        checkpoint,
-        num_pairs,
-        _lora_rank(state, checkpoint),
-        lora_alpha,
-        state["prj.1.weight"].shape[0],
-        "with" if hasattr(wrapped.prj, "ln") else "without",
-        vocab_size,
-    )
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

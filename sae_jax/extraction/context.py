@@ -1,20 +1,26 @@
-"""Reading on with a language model, batch by batch and pass by pass, under one cache."""
+"""Reads on with a language model, batch by batch and pass by pass, under one cache."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from sae_jax.extraction.language_model import LanguageModel
 from sae_jax.extraction.linear import OneDNNLinear
 
 LayerHook = Callable[[int, torch.Tensor], torch.Tensor | None]
-"""Called with a layer and its output `[b, t, d_in]`; what it returns replaces the output."""
+"""A function of a layer and its output `[b, t, d_in]`; what it returns replaces the output."""
 
 
 class Context:
-    """What a model has read so far, for a batch of sequences, in its key-value cache."""
+    """Keeps what a model has read so far of a batch of sequences, in its key-value cache.
+
+    Attributes:
+      model: the language model.
+      mask: int64 `[b, t]`, 0 where a sequence is padded, 1 elsewhere.
+    """
 
     def __init__(self, model: LanguageModel, batch_size: int):
         self.model = model
@@ -28,16 +34,16 @@ class Context:
         layers: Sequence[int] = (),
         hook: LayerHook | None = None,
     ) -> torch.Tensor:
-        """Reads on, and returns the final hidden states (after the last norm).
+        """Reads on, and returns the final hidden states, those after the last norm.
 
         Args:
           embeddings: `[b, t, d_in]`.
-          mask: `[b, t]`, 0 where a sequence is padded; all ones if None.
+          mask: int64 `[b, t]`, 0 where a sequence is padded; all ones if None.
           layers: 0-based layers whose output the hook gets.
-          hook: reads or replaces those outputs.
+          hook: function that reads or replaces those outputs.
 
         Returns:
-          `[b, t, d_in]`.
+          Final hidden states `[b, t, d_in]`.
         """
         if mask is None:
             mask = self.mask.new_ones(embeddings.shape[:2])
@@ -45,7 +51,11 @@ class Context:
         # Padding neither takes a position nor is attended to, so a sequence sees what it
         # would see alone.
         positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
-        with _hooked(self.model, layers, hook), OneDNNLinear():
+        with OneDNNLinear(), ExitStack() as hooks:
+            if hook is not None:
+                for layer in layers:
+                    module = self.model.layer_output(layer)
+                    hooks.enter_context(module.register_forward_hook(_forward_hook(layer, hook)))
             return self.model.decoder(
                 inputs_embeds=embeddings,
                 attention_mask=self.mask,
@@ -58,29 +68,14 @@ class Context:
 def pad_left(
     sequences: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask, both int64 `[b, t]`, with every sequence ending in the last column."""
-    longest = max(map(len, sequences))
+    """Returns token ids and mask, int64 `[b, t]`; every sequence ends in the last column."""
+    rows = [torch.tensor(ids) for ids in sequences]
     # Padding ids are never attended to, so any id of the vocabulary does.
-    token_ids = torch.zeros((len(sequences), longest), dtype=torch.long)
-    mask = torch.zeros_like(token_ids)
-    for row, ids in enumerate(sequences):
-        token_ids[row, longest - len(ids) :] = torch.tensor(ids)
-        mask[row, longest - len(ids) :] = 1
-    return token_ids.to(device), mask.to(device)
-
-
-@contextmanager
-def _hooked(model: LanguageModel, layers: Sequence[int], hook: LayerHook | None) -> Iterator[None]:
-    handles = []
-    try:
-        if hook is not None:
-            for layer in layers:
-                module = model.layer_output(layer)
-                handles.append(module.register_forward_hook(_forward_hook(layer, hook)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    token_ids, mask = (
+        pad_sequence(padded, batch_first=True, padding_side="left").to(device)
+        for padded in (rows, [torch.ones_like(row) for row in rows])
+    )
+    return token_ids, mask
 
 
 def _forward_hook(layer: int, hook: LayerHook) -> Callable:

@@ -1,4 +1,4 @@
-"""Continuous thoughts: a language model that reads its own hidden states instead of tokens.
+"""Continuous thoughts: a language model reads its own hidden states instead of tokens.
 
 After the prompt, pass p feeds one embedding a problem: the begin-of-thought token's at pass 0
 (where the model has one) and `feedback(h[p-1])` afterwards, `h[p-1]` being the final hidden
@@ -23,7 +23,7 @@ NUM_POSITIONS = 6
 _TOKENS_A_BLOCK = 1024
 
 ThoughtHook = Callable[[int, int, torch.Tensor], torch.Tensor | None]
-"""Called with layer, position and hidden states `[b, d_in]`; what it returns replaces them."""
+"""A function of layer, position and hidden states `[b, d_in]`, which what it returns replaces."""
 
 
 @torch.inference_mode()
@@ -39,20 +39,20 @@ def think(
     """Reads a batch of prompts and thinks for `num_positions` passes.
 
     Args:
-      model: the model.
+      model: the language model.
       prompts: token ids of each prompt.
-      num_positions: passes after the prompt.
+      num_positions: number of passes after the prompt.
       feedback: "codi", "hidden" or "soft".
       layers: 0-based layers whose output the hook gets, at every position.
-      hook: reads or replaces those outputs.
+      hook: function that reads or replaces those outputs.
 
     Returns:
-      The context, to read on in (the answer, say), and the last pass's final hidden states
-      `[b, d_in]`.
+      The context, in which the model may read on, an answer for example, and the last pass's
+      final hidden states `[b, d_in]`.
 
     Raises:
-      ValueError: if the feedback mode is unknown or not the model's, or a layer is, or a
-        prompt is empty or has token ids beyond the embedding.
+      ValueError: if the model has no such feedback mode or layer, or a prompt is empty or has
+        token ids beyond the embedding.
     """
     check_feedback(model, feedback)
     model.check_layers(layers)
@@ -65,7 +65,7 @@ def think(
             begin = token_ids.new_full((len(prompts),), model.thought_tokens.begin)
             embedding = model.embed(begin)
         else:
-            embedding = next_embedding(model, hidden, feedback)
+            embedding = _next_embedding(model, hidden, feedback)
         layer_hook = hook and _at_position(hook, position)
         hidden = context.read(embedding[:, None], None, layers, layer_hook)[:, -1]
     return context, hidden
@@ -79,10 +79,10 @@ def thought_activations(
     positions: Sequence[int] = tuple(range(NUM_POSITIONS)),
     feedback: str = "soft",
 ) -> torch.Tensor:
-    """Hidden states of continuous thoughts, float32 `[num_layers, num_positions, b, d_in]`.
+    """Returns hidden states of thoughts, float32 `[num_layers, num_positions, b, d_in]`.
 
-    Layer l is the output of decoder layer l, transformers' `hidden_states[l + 1]`; the last
-    layer's is taken after the final norm.
+    Those of layer l are the output of decoder layer l, `hidden_states[l + 1]` of transformers,
+    which for the last layer is taken after the final norm. See `think` for arguments and errors.
     """
     kept = torch.empty(len(layers), len(positions), len(prompts), model.d_in)
 
@@ -103,8 +103,8 @@ def _at_position(hook: ThoughtHook, position: int) -> LayerHook:
     return layer_hook
 
 
-def next_embedding(model: LanguageModel, hidden: torch.Tensor, feedback: str) -> torch.Tensor:
-    """The embedding that follows final hidden states: `[b, d_in]` to `[b, d_in]`."""
+def _next_embedding(model: LanguageModel, hidden: torch.Tensor, feedback: str) -> torch.Tensor:
+    """Turns final hidden states `[b, d_in]` into the embeddings that follow them, `[b, d_in]`."""
     if feedback == "hidden":
         return hidden
     if feedback == "codi" and model.projection is not None:
@@ -113,11 +113,11 @@ def next_embedding(model: LanguageModel, hidden: torch.Tensor, feedback: str) ->
 
 
 def expected_embedding(logits: torch.Tensor, vocabulary: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The mean embedding under `softmax(logits)`, exact to some float32 roundings.
+    """Returns the mean embedding under `softmax(logits)`, exact to some float32 roundings.
 
     Soft feedback amplifies errors from thought to thought, and on a CPU the plain product makes
-    large ones: over 49,152 tokens 4e-6 in a float32 softmax, 9e-5 where MKL multiplies a single
-    row, term after term. So the softmax is in float64 and the product in float32, by blocks.
+    large ones: over 49,152 tokens 4e-6 in a float32 softmax, and 9e-5 where MKL multiplies a
+    single row, term after term. So the softmax is in float64 and the product in float32, by blocks.
 
     Args:
       logits: `[b, vocab_size]`.
@@ -136,7 +136,7 @@ def expected_embedding(logits: torch.Tensor, vocabulary: Iterable[torch.Tensor])
 
 
 def check_feedback(model: LanguageModel, feedback: str) -> None:
-    """Raises ValueError if the model cannot think in that mode."""
+    """Raises a ValueError if the model cannot think in that mode."""
     if feedback not in FEEDBACK_MODES:
         raise ValueError(f"feedback is {feedback!r}; allowed: {', '.join(FEEDBACK_MODES)}")
     if feedback == "codi" and model.projection is None:

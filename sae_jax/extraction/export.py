@@ -1,7 +1,7 @@
-"""Activations from and to other people's files: torch, .npy, .npz and safetensors."""
+"""Imports activations from files of torch, .npy, .npz and safetensors, and exports them."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
-from safetensors.torch import load_file as load_torch_file
+from safetensors.torch import load_file
 
 from sae_jax.activations.arrays import as_float32
 from sae_jax.activations.selection import Selection
@@ -41,10 +41,10 @@ def import_published(
     sides of the published split: import each into a store of its own to keep it.
 
     Args:
-      files: the torch files.
+      files: paths of the torch files.
       output: folder of the store.
-      dtype: "float16" or "float32", as stored.
-      overwrite: replace a store that is there.
+      dtype: dtype of the store, "float16" or "float32".
+      overwrite: whether to replace a store that is there.
 
     Raises:
       ValueError: if a file has another layout, holds more than tensors and plain values, or
@@ -55,27 +55,27 @@ def import_published(
     ids, layers, positions, steps = (
         [value for _, metadata in contents for value in metadata[name]] for name in _ROW_METADATA
     )
-    problem_steps: dict[str, tuple[str, ...]] = {}
+    steps_of: dict[str, tuple[str, ...]] = {}
     for problem_id, row_steps in zip(ids, steps, strict=True):
-        problem_steps.setdefault(str(problem_id), tuple(row_steps))
-    order = {problem_id: index for index, problem_id in enumerate(problem_steps)}
-    rows: dict[tuple[int, int], dict[int, int]] = {}
+        steps_of.setdefault(str(problem_id), tuple(row_steps))
+    rows: dict[tuple[int, int], dict[str, int]] = {}
     for row, (problem_id, layer, position) in enumerate(zip(ids, layers, positions, strict=True)):
         of_slice = rows.setdefault((int(layer), int(position)), {})
-        if order[str(problem_id)] in of_slice:
+        if str(problem_id) in of_slice:
             raise ValueError(
                 f"problem {problem_id} is there twice at layer {layer}, position {position}"
             )
-        of_slice[order[str(problem_id)]] = row
+        of_slice[str(problem_id)] = row
     for (layer, position), of_slice in rows.items():
-        if len(of_slice) < len(order):
+        if len(of_slice) < len(steps_of):
             raise ValueError(
-                f"layer {layer}, position {position} has {len(of_slice)} of {len(order)} problems"
+                f"layer {layer}, position {position} has {len(of_slice)} of {len(steps_of)} "
+                "problems"
             )
     return write_store(
         output,
-        {key: values[[of_slice[i] for i in range(len(order))]] for key, of_slice in rows.items()},
-        [Problem(id, question="", steps=steps) for id, steps in problem_steps.items()],
+        {key: values[[of_slice[id] for id in steps_of]] for key, of_slice in rows.items()},
+        [Problem(id, question="", steps=steps) for id, steps in steps_of.items()],
         {"imported_from": [Path(file).name for file in files]},
         dtype=dtype,
         overwrite=overwrite,
@@ -98,13 +98,13 @@ def import_slice(
     a meaning, and a `|V2` array is read as bfloat16.
 
     Args:
-      file: .npy, or .npz or .safetensors with an array named "activations".
+      file: path of a .npy file, or of a .npz or .safetensors file with an array "activations".
       output: folder of the store.
-      layer: 0-based decoder layer that the activations are of.
-      position: continuous-thought or token position that they are of.
+      layer: 0-based decoder layer that the activations are from.
+      position: continuous-thought or token position that they are from.
       problems: the problem of each row; rows are numbered if None.
-      dtype: "float16" or "float32", as stored.
-      overwrite: replace a store that is there.
+      dtype: dtype of the store, "float16" or "float32".
+      overwrite: whether to replace a store that is there.
 
     Raises:
       ValueError: if the file is of another kind, is damaged, or holds no such array of floats.
@@ -125,8 +125,8 @@ def import_slice(
 def export_slice(selection: Selection, file: str | os.PathLike) -> None:
     """Writes a selection's activations, float32 `[n, d_in]`, in the format of the suffix.
 
-    Beside them .npz holds the `problem_ids` of the rows, and .safetensors names model, layer
-    and position in its metadata.
+    A .npz file also holds the `problem_ids` of the rows, and a .safetensors file names model,
+    layer and position in its metadata.
 
     Raises:
       ValueError: if the suffix is unknown, or the file exists.
@@ -150,17 +150,15 @@ def export_slice(selection: Selection, file: str | os.PathLike) -> None:
 
 
 def _read_published(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    content = read_torch_file(file)
-    match content:
+    match read_torch_file(file):
         case {"activations": torch.Tensor(ndim=2) as activations, "metadata": dict(metadata)}:
             pass
         case _:
             raise ValueError(f"{file} must hold 'activations' [n, d_in] and a dict 'metadata'")
     for name in _ROW_METADATA:
-        if len(metadata.get(name, ())) != len(activations):
+        if (found := len(metadata.get(name, ()))) != len(activations):
             raise ValueError(
-                f"{file} has {len(activations)} activations and {len(metadata.get(name, ()))} "
-                f"{name}; expected one a row"
+                f"{file} has {len(activations)} activations and {found} {name}; expected one a row"
             )
     return _as_numpy(activations, f"{file}, 'activations'"), metadata
 
@@ -169,42 +167,28 @@ def _read_slice(file: Path) -> np.ndarray:
     _check_suffix(file)
     if not file.is_file():
         raise ValueError(f"there is no file {file}")
-    array = _read_safetensors(file) if file.suffix == ".safetensors" else _read_numpy(file)
+    content: Any
+    try:
+        if file.suffix == ".safetensors":
+            content = load_file(file)  # By torch, since NumPy has no name for bfloat16.
+        else:
+            content = np.load(file, mmap_mode="r", allow_pickle=False)
+        array = content if file.suffix == ".npy" else content[_ARRAY_NAME]
+    except KeyError as error:
+        raise ValueError(
+            f"{file} has no array {_ARRAY_NAME!r}; it has {sorted(content)}"
+        ) from error
+    except (EOFError, BadZipFile, SafetensorError) as error:
+        raise ValueError(f"{file} is no whole {file.suffix} file: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    if isinstance(array, torch.Tensor):
+        array = _as_numpy(array, str(file))
     if array.ndim != 2:
         found = f"{array.dtype}{list(array.shape)}"
         raise ValueError(f"{file} holds {found}; expected floats [n, d_in]")
     as_float32(array[:0], str(file))
     return array
-
-
-def _read_numpy(file: Path) -> np.ndarray:
-    try:
-        content = np.load(file, mmap_mode="r", allow_pickle=False)
-        if file.suffix == ".npy":
-            return content
-        with content:
-            return content[_ARRAY_NAME]
-    except KeyError as error:
-        raise _no_array(file, content) from error
-    except (EOFError, BadZipFile) as error:
-        raise ValueError(f"{file} is no whole {file.suffix} file: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-
-
-def _read_safetensors(file: Path) -> np.ndarray:
-    try:
-        # Through torch, since NumPy has no name for bfloat16.
-        tensors = load_torch_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is no whole .safetensors file: {error}") from error
-    if _ARRAY_NAME not in tensors:
-        raise _no_array(file, tensors)
-    return _as_numpy(tensors[_ARRAY_NAME], str(file))
-
-
-def _no_array(file: Path, names: Iterable[str]) -> ValueError:
-    return ValueError(f"{file} has no array {_ARRAY_NAME!r}; it has {sorted(names)}")
 
 
 def _as_numpy(tensor: torch.Tensor, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From problems and a model to a store of activations, whatever interrupts it."""
+"""Extracts activations of a model that reads problems into a store, whatever interrupts it."""
 
 import math
 import os
@@ -26,8 +26,8 @@ from sae_jax.problems import Problem
 
 NO_FEEDBACK = "none"
 ALL_TOKENS = "all"
-# Problems that the model reads at once: 64 have more padding. On a CPU they are fewer where
-# prompts are long: so many tokens, padding included, still fit its caches.
+# The model reads so many problems at once, since 64 have more padding. On a CPU it reads fewer
+# where prompts are long: so many tokens, padding included, still fit the caches.
 BATCH_SIZE = 32
 _MAX_TOKENS_ON_CPU = 3000
 
@@ -53,43 +53,49 @@ def extract(
     """Extracts activations of every problem into a store.
 
     A run that was stopped, by whatever, continues with `resume` and ends with the same bytes.
-    Under `torchrun`, the processes share the shards. What decides the activations goes into
-    the store's settings: `LanguageModel.settings`, and `tokens_sha256` of all prompts' token ids.
-    A run that finds others there is refused, as is one that finds a store without them, which an
+    Under `torchrun`, the processes share the shards. The store's settings hold what decides the
+    activations: `LanguageModel.settings`, and `tokens_sha256` of all prompts' token ids. A run
+    that finds other settings there is refused, as is one that finds none, in a store that an
     earlier version began: it could be finished with another model's activations.
 
     Args:
-      problems: what the model thinks about, one row each.
-      model: the model, from `load_model` or `load_codi`.
+      problems: word problems that the model thinks about.
+      model: language model from `load_model` or `load_codi`.
       output: folder of the store.
       layers: 0-based decoder layers, as `hidden_states[layer + 1]` of transformers.
       positions: passes of continuous thought; with feedback "none" token indices of the
         prompt (negative ones from its end), or `("all",)` for every token of the question.
-      feedback: what a pass of thought feeds: "codi", "hidden", "soft", or "none" for no
-        thoughts.
-      batch_size: problems that the model reads at once, at most.
-      storage_dtype: "float16" or "float32".
-      resume: continue a store of the same plan, or reuse a finished one.
-      overwrite: replace a store that is there.
-      progress: show a progress bar.
+      feedback: kind of embedding that a pass of thought feeds, "codi", "hidden" or "soft", or
+        "none" for no thoughts.
+      batch_size: largest number of problems that the model reads at once.
+      storage_dtype: dtype of the store, "float16" or "float32".
+      resume: whether to continue a store of the same plan, or reuse a finished one.
+      overwrite: whether to replace a store that is there.
+      progress: whether to show a progress bar.
 
     Raises:
-      ValueError: if the layers, positions or feedback are not the model's, a prompt is not one
-        that it can read, or the folder holds something else.
+      ValueError: if the model has no such layers, positions or feedback, or cannot read a
+        prompt, or the folder holds something else.
     """
     layers, positions = tuple(layers), tuple(positions)
     if not (problems and layers and positions):
         raise ValueError("an extraction needs at least one problem, one layer and one position")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    _check(model, layers, positions, feedback)
+    model.check_layers(layers)
+    _check_positions(model, positions, feedback)
+    all_tokens = positions == (ALL_TOKENS,)
+    indices = [] if all_tokens else [int(position) for position in positions]
     prompts = model.prompts(
         problems,
-        num_thoughts=0 if feedback == NO_FEEDBACK else max(map(int, positions)) + 1,
-        templates=positions != (ALL_TOKENS,),
+        num_thoughts=0 if feedback == NO_FEEDBACK else max(indices) + 1,
+        templates=not all_tokens,
     )
     if feedback == NO_FEEDBACK:
-        _check_token_positions(problems, prompts, positions)
+        _check_lengths(problems, prompts, indices)
+    counts = [len(ids) if all_tokens else 1 for ids in prompts]
+    problem_bytes = 4 * len(layers) * len(positions) * max(counts) * model.d_in
+    num_batches = min(_SHARD_BYTES // problem_bytes, _MAX_SHARD_SIZE) // batch_size
     plan = StorePlan(
         model=model.name,
         layers=layers,
@@ -103,9 +109,25 @@ def extract(
             "batch_size": batch_size,
         },
         dtype=storage_dtype,
-        shard_size=_shard_size(model, layers, positions, prompts, batch_size),
-        rows_per_problem=[len(ids) for ids in prompts] if positions == (ALL_TOKENS,) else None,
+        shard_size=max(num_batches, 1) * batch_size,
+        rows_per_problem=counts if all_tokens else None,
     )
+
+    def read(batch: list[int]) -> np.ndarray:
+        """Returns activations, float32 `[num_layers, num_positions, num_rows, d_in]`."""
+        of_batch = [prompts[problem] for problem in batch]
+        if all_tokens:
+            states = all_token_activations(model, of_batch, layers=layers)[:, None]
+        elif feedback == NO_FEEDBACK:
+            states = token_activations(model, of_batch, layers=layers, positions=indices)
+        else:
+            states = thought_activations(
+                model, of_batch, layers=layers, positions=indices, feedback=feedback
+            )
+        return states.numpy()
+
+    # The rows of each problem in the store.
+    rows = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
     writer = StoreWriter(output, plan)
     rank, num_ranks = _join_ranks()
     with lock(output) if rank == 0 else nullcontext():
@@ -120,54 +142,19 @@ def extract(
             disable=not progress or rank > 0,
         ) as bar:
             for shard in shards:
-                rows = _Rows(plan, shard)
-                shard_problems = plan.shard_problems(shard)
-                for batch in batches(shard_problems, prompts, batch_size, model.device):
-                    read = [prompts[problem] for problem in batch]
-                    rows.put(batch, _activations(model, read, layers, positions, feedback))
+                activations = np.empty(plan.shard_shape(shard), np.float32)
+                of_shard = plan.shard_problems(shard)
+                start = rows[of_shard.start][0]
+                for batch in batches(of_shard, prompts, batch_size, model.device):
+                    of_batch = np.concatenate([rows[problem] for problem in batch])
+                    activations[:, :, of_batch - start] = read(batch)
                     bar.update(len(batch))
-                writer.write_shard(shard, rows.activations)
+                writer.write_shard(shard, activations)
         _wait_for_ranks()
         if rank == 0:
             writer.finish()
         _wait_for_ranks()
     return ActivationStore.open(output)
-
-
-class _Rows:
-    """The activations of one shard, filled in batch by batch, in any order of problems."""
-
-    def __init__(self, plan: StorePlan, shard: int):
-        self.activations = np.empty(plan.shard_shape(shard), np.float32)
-        problems = plan.shard_problems(shard)
-        counts = [
-            1 if plan.rows_per_problem is None else plan.rows_per_problem[p] for p in problems
-        ]
-        ends = np.cumsum(counts)
-        self._rows = {
-            problem: range(end - count, end)
-            for problem, end, count in zip(problems, ends, counts, strict=True)
-        }
-
-    def put(self, batch: Sequence[int], activations: torch.Tensor) -> None:
-        rows = [row for problem in batch for row in self._rows[problem]]
-        self.activations[:, :, rows] = activations.numpy()
-
-
-def _activations(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    layers: Sequence[int],
-    positions: Sequence[Position],
-    feedback: str,
-) -> torch.Tensor:
-    """Activations of one batch, float32 `[num_layers, num_positions, num_rows, d_in]`."""
-    if positions == (ALL_TOKENS,):
-        return all_token_activations(model, prompts, layers=layers)[:, None]
-    indices = [int(position) for position in positions]
-    if feedback == NO_FEEDBACK:
-        return token_activations(model, prompts, layers=layers, positions=indices)
-    return thought_activations(model, prompts, layers=layers, positions=indices, feedback=feedback)
 
 
 def batches(
@@ -176,11 +163,20 @@ def batches(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[list[int]]:
-    """Batches of prompts of like length, the same ones whichever shards are still missing."""
+    """Yields batches of problems whose prompts are of like length.
+
+    They are the same whichever shards are still missing.
+
+    Args:
+      problems: indices of a shard's problems.
+      prompts: token ids of every problem's prompt.
+      batch_size: largest number of problems in a batch.
+      device: device that the model is on.
+    """
     max_tokens = _MAX_TOKENS_ON_CPU if device.type == "cpu" else math.inf
     batch: list[int] = []
     for problem in sorted(problems, key=lambda problem: len(prompts[problem])):
-        # All are padded to the longest, which is the one that comes last.
+        # All prompts are padded to the longest, which is the one that comes last.
         num_tokens = (len(batch) + 1) * len(prompts[problem])
         if batch and (len(batch) == batch_size or num_tokens > max_tokens):
             yield batch
@@ -190,10 +186,7 @@ def batches(
         yield batch
 
 
-def _check(
-    model: LanguageModel, layers: Sequence[int], positions: Sequence[Position], feedback: str
-) -> None:
-    model.check_layers(layers)
+def _check_positions(model: LanguageModel, positions: Sequence[Position], feedback: str) -> None:
     if feedback != NO_FEEDBACK:
         check_feedback(model, feedback)
         if not all(isinstance(p, int) and p >= 0 for p in positions):
@@ -207,34 +200,20 @@ def _check(
         )
 
 
-def _check_token_positions(
-    problems: Sequence[Problem], prompts: Sequence[Sequence[int]], positions: Sequence[Position]
+def _check_lengths(
+    problems: Sequence[Problem], prompts: Sequence[Sequence[int]], indices: Sequence[int]
 ) -> None:
     for problem, ids in zip(problems, prompts, strict=True):
-        for position in positions:
-            if isinstance(position, int) and not -len(ids) <= position < len(ids):
+        for index in indices:
+            if not -len(ids) <= index < len(ids):
                 raise ValueError(
-                    f"position {position} is beyond problem {problem.id}, "
+                    f"position {index} is beyond problem {problem.id}, "
                     f"whose prompt has {len(ids)} tokens"
                 )
 
 
-def _shard_size(
-    model: LanguageModel,
-    layers: Sequence[int],
-    positions: Sequence[Position],
-    prompts: Sequence[Sequence[int]],
-    batch_size: int,
-) -> int:
-    """Problems a shard: as many whole batches as fit the memory that a shard may take."""
-    rows = max(map(len, prompts)) if positions == (ALL_TOKENS,) else 1
-    problem_bytes = 4 * len(layers) * len(positions) * rows * model.d_in
-    num_batches = min(_SHARD_BYTES // problem_bytes, _MAX_SHARD_SIZE) // batch_size
-    return max(num_batches, 1) * batch_size
-
-
 def _join_ranks() -> tuple[int, int]:
-    """This process's rank and the number of processes, which `torchrun` sets."""
+    """Returns this process's rank and the number of processes, which `torchrun` sets."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return 0, 1
     if not dist.is_initialized():

@@ -1,14 +1,14 @@
-"""Does a model's family compute as this package reads models? Answered on random tokens."""
+"""Checks on random tokens that a model's family computes as this package reads models."""
 
 import torch
 
 from sae_jax.extraction.context import Context, pad_left
 from sae_jax.extraction.language_model import LanguageModel
 
-# Sequences of a batch, the last tokens of which are read on in the cache of the others.
+# The lengths of a batch's sequences, whose last tokens are read on in the cache of the others.
 _LENGTHS = (8, 5)
 _NUM_READ_ON = 2
-# Matrix products of the two ways may be of two libraries.
+# The two ways may multiply matrices by two libraries, whose results differ by so much.
 _TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
@@ -24,14 +24,12 @@ def check_family(model: LanguageModel) -> None:
     """
     family = f"{model.name} is a {type(model.causal_lm).__name__}, which cannot be read here"
     try:
-        known = hasattr(model.decoder, "layers") and hasattr(model.decoder, "norm")
-    except (AttributeError, NotImplementedError):
-        known = False
-    if not (known and hasattr(model.causal_lm.config, "num_hidden_layers")):
+        _ = model.decoder.layers, model.decoder.norm, model.num_layers
+    except (AttributeError, NotImplementedError) as error:
         raise ValueError(
             f"{family}: a model of the LLaMA family has a decoder with `layers` and a final "
             "`norm`, and reads text alone"
-        )
+        ) from error
     generator = torch.Generator().manual_seed(0)
     sequences = [
         torch.randint(model.vocab_size, (length,), generator=generator) for length in _LENGTHS
@@ -60,7 +58,10 @@ def check_family(model: LanguageModel) -> None:
 def _own_states(
     model: LanguageModel, sequence: torch.Tensor
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Hidden states after each layer `[t, d_in]` and logits `[t, vocab_size]` of the last t."""
+    """Returns hidden states `[t, d_in]` after each layer, and logits `[t, vocab_size]`.
+
+    Both are those of the last t = `_NUM_READ_ON` tokens, as the model computes them.
+    """
     output = model.causal_lm(
         sequence[None].to(model.device), output_hidden_states=True, use_cache=False
     )
@@ -71,7 +72,7 @@ def _own_states(
 def _read_states(
     model: LanguageModel, sequences: list[list[int]]
 ) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
-    """The same of every sequence: `[b, t, d_in]` a layer, and `[b, t, vocab_size]`."""
+    """Returns the same as this package reads them, `[b, t, d_in]` and `[b, t, vocab_size]`."""
     token_ids, mask = pad_left(sequences, model.device)
     first, last = token_ids[:, :-_NUM_READ_ON], token_ids[:, -_NUM_READ_ON:]
     context = Context(model, len(sequences))

@@ -1,4 +1,4 @@
-"""Checksums of what decides activations: a model's weights, a tokenizer, a text."""
+"""Computes checksums of what decides activations: weights, a tokenizer's vocabulary, prompts."""
 
 import hashlib
 import json
@@ -7,13 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 
 def tensors_sha256(named: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Sha256 of tensors: their names, dtypes, shapes and bytes, in the order of the names."""
+    """Returns the sha256 of tensors: of names, dtypes, shapes and bytes, sorted by name."""
     ordered = sorted(named, key=lambda pair: pair[0])
-    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+    with ThreadPoolExecutor() as pool:  # Hashing lets other threads run.
         digests = pool.map(_tensor_sha256, [tensor for _, tensor in ordered])
         content = [
             [name, str(tensor.dtype), list(tensor.shape), digest]
@@ -22,18 +21,8 @@ def tensors_sha256(named: Iterable[tuple[str, torch.Tensor]]) -> str:
     return json_sha256(content)
 
 
-def module_sha256(module: torch.nn.Module) -> str:
-    """Sha256 of a module's parameters and buffers, saved ones or not."""
-    return tensors_sha256([*module.named_parameters(), *module.named_buffers()])
-
-
-def vocabulary_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Sha256 of a tokenizer's tokens with their ids, added ones among them."""
-    return json_sha256(sorted(tokenizer.get_vocab().items()))
-
-
 def json_sha256(value: Any) -> str:
-    """Sha256 of a value that JSON holds."""
+    """Returns the sha256 of a value that JSON holds."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 

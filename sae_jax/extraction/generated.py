@@ -1,6 +1,6 @@
-"""Generated grade-school problems: GSM-Symbolic templates as packaged by reasoning-gym.
+"""Generates grade-school problems from the GSM-Symbolic templates that reasoning-gym packages.
 
-Mirzadeh et al. 2024, arXiv:2410.05229; https://github.com/open-thought/reasoning-gym.
+Source: Mirzadeh et al. 2024, arXiv:2410.05229; https://github.com/open-thought/reasoning-gym.
 """
 
 import ast
@@ -18,7 +18,7 @@ from sae_jax.problems import Problem
 
 _PACKAGES = ("reasoning_gym", "reasoning_gym.arithmetic", "reasoning_gym.arithmetic.gsm_symbolic")
 _MODULES = ("generators_00_49", "generators_50_99")
-# Those that the package itself leaves out, as needing a fix.
+# The package itself leaves these out, as needing a fix.
 _BROKEN_TEMPLATES = {32, 35, 37, 61, 63, 65, 74, 76, 77, 79, 86, 87, 90, 97, 98}
 
 _CURRENCY_OR_PERCENT = re.compile(r"[$£€¥₹%]")
@@ -42,8 +42,8 @@ def generated_problems(num_problems: int, seed: int = 0) -> list[Problem]:
     """Generates distinct problems, each with the arithmetic steps to its answer.
 
     Args:
-      num_problems: how many; fewer are a prefix of more.
-      seed: of the generator; the same seed gives the same problems.
+      num_problems: number of problems; fewer are the first of more.
+      seed: PRNG seed of the generator; the same seed gives the same problems.
 
     Raises:
       ValueError: if reasoning-gym is not installed.
@@ -76,7 +76,8 @@ def arithmetic_steps(text: str) -> tuple[str, ...]:
             expression, result = _EXPRESSION_AT_END.search(left), _NUMBER_AT_START.match(right)
             if expression and result:
                 formula = re.sub(r"\s", "", expression.group())
-                if _equal(_evaluate(formula), float(result.group(1))):
+                value = float(result.group(1))
+                if math.isclose(_evaluate(formula), value, rel_tol=1e-4, abs_tol=5e-3):
                     steps.append(f"{_shorten(formula)}={_shorten(result.group(1))}")
     return tuple(steps)
 
@@ -93,28 +94,21 @@ def _shorten(formula: str) -> str:
 
 def _evaluate(formula: str) -> float:
     def value(node: ast.expr) -> float:
-        match node:
-            case ast.Constant(value=int() | float() as number):
-                return number
-            case ast.BinOp(left, op, right):
-                return _OPERATORS[type(op)](value(left), value(right))
-        raise SyntaxError(formula)
+        if isinstance(node, ast.BinOp):
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        return ast.literal_eval(node)
 
     try:
         return value(ast.parse(formula, mode="eval").body)
-    except (SyntaxError, KeyError, ZeroDivisionError):
+    except (SyntaxError, KeyError, ValueError, ZeroDivisionError):
         return math.nan
-
-
-def _equal(left: float, right: float) -> bool:
-    return math.isclose(left, right, rel_tol=1e-4, abs_tol=5e-3)
 
 
 def _gsm_symbolic_templates() -> list[Callable[[Random, float], dict[str, Any]]]:
     """Imports the templates without running the `__init__` of the packages around them.
 
-    Those import every domain of reasoning-gym, and with them eleven dependencies, one of which
-    (pycosat) comes only as C source; the templates need none of them.
+    Those packages import every domain of reasoning-gym, and with them eleven dependencies, one
+    of which (pycosat) comes only as C source; the templates need none of them.
     """
     if find_spec("reasoning_gym") is None:
         raise ValueError("generated problems need: pip install --no-deps reasoning-gym")

@@ -1,9 +1,10 @@
-"""A causal language model: its layers, embedding and logits, and how it is asked a question."""
+"""Wraps a causal language model: its layers, embedding and logits, and how it is asked."""
 
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from unittest.mock import patch
 
@@ -11,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from sae_jax.extraction.fingerprints import json_sha256, module_sha256, vocabulary_sha256
+from sae_jax.extraction.fingerprints import json_sha256, tensors_sha256
 from sae_jax.extraction.linear import OneDNNLinear
 from sae_jax.extraction.prompts import chat_text, token_ids
 from sae_jax.problems import Problem
@@ -29,9 +30,9 @@ class ThoughtTokens:
     """The token ids around a CODI model's thoughts.
 
     Attributes:
-      begin: fed at position 0.
-      end: fed before the answer.
-      eos: fed before `begin` and after `end`, or None for neither.
+      begin: begin-of-thought token, which the model reads at position 0.
+      end: end-of-thought token, which it reads before the answer.
+      eos: end-of-sequence token, which it reads before `begin` and after `end`; None for neither.
     """
 
     begin: int
@@ -44,15 +45,19 @@ class LanguageModel:
     """A causal language model ready to think about questions.
 
     Attributes:
-      name: as asked for; it goes into a store's manifest.
+      name: source that the model was loaded from; it goes into a store's manifest.
       causal_lm: the transformers model, in evaluation mode.
-      tokenizer: its tokenizer.
+      tokenizer: tokenizer of the model.
       prompt_template: text with "{question}" in it, or None for the model's chat template, or
         for the question alone where the model has none.
-      thought_tokens: of a CODI checkpoint.
-      projection: of a CODI checkpoint, from a final hidden state to the next embedding.
-      weights_sha256: of a CODI checkpoint's tensors, since merging them rounds differently
-        from machine to machine; None for what the causal_lm holds.
+      thought_tokens: tokens around the thoughts of a CODI checkpoint.
+      projection: network of a CODI checkpoint that turns a final hidden state `[..., d_in]` into
+        the next embedding `[..., d_in]`.
+      weights_sha256: checksum of a CODI checkpoint's tensors, since merging them rounds
+        differently from machine to machine; None for that of the weights of `causal_lm`.
+
+    Raises:
+      ValueError: if the prompt template has no place for the question.
     """
 
     name: str
@@ -69,7 +74,7 @@ class LanguageModel:
 
     @property
     def num_layers(self) -> int:
-        """Decoder layers."""
+        """Number of decoder layers."""
         return self.causal_lm.config.num_hidden_layers
 
     @property
@@ -79,7 +84,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device that the weights are on."""
         return self.causal_lm.device
 
     @property
@@ -88,34 +93,29 @@ class LanguageModel:
         return self.causal_lm.get_decoder()
 
     def layer_output(self, layer: int) -> torch.nn.Module:
-        """The module whose output is `hidden_states[layer + 1]`: the last one's is the norm's."""
+        """Returns the module whose output is `hidden_states[layer + 1]`; the last is the norm."""
         last = layer == self.num_layers - 1
         return self.decoder.get_submodule("norm" if last else f"layers.{layer}")
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that the embedding has."""
+        """Number of tokens that the embedding has."""
         return self._embedding.get_parameter("weight").shape[0]
 
-    @property
-    def vocabulary(self) -> torch.Tensor:
-        """The embedding of every token, `[vocab_size, d_in]`."""
-        return torch.cat(list(self.vocabulary_blocks(self.vocab_size)))
-
     def vocabulary_blocks(self, block_size: int) -> Iterator[torch.Tensor]:
-        """The embedding of every token, `[block_size, d_in]` at a time."""
+        """Yields the embedding of every token, `[block_size, d_in]` at a time."""
         if type(self._embedding) is torch.nn.Embedding:
             yield from self._embedding.weight.split(block_size)
-        else:  # a subclass scales what it looks up
+        else:  # A subclass scales what it looks up.
             token_ids = torch.arange(self.vocab_size, device=self.device)
             yield from (self.embed(block) for block in token_ids.split(block_size))
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Embeds token ids `[..., ]` as `[..., d_in]`, as the model's own embedding does."""
+        """Embeds token ids `[...]` as `[..., d_in]`, as the model's own embedding does."""
         return self._embedding(token_ids)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Vocabulary logits of final hidden states, float32 `[..., vocab_size]`.
+        """Computes logits `[..., vocab_size]`, float32, of final hidden states `[..., d_in]`.
 
         The model's own forward pass computes them, with the decoder left out, since some
         families scale logits (Granite, Cohere) or cap them (Gemma 2) there.
@@ -134,40 +134,42 @@ class LanguageModel:
         return self.causal_lm.get_input_embeddings()
 
     def settings(self) -> dict[str, Any]:
-        """What decides the activations, for a store's manifest.
+        """Returns what decides the activations, for a store's manifest.
 
-        Weights, tokenizer and prompt are there by their sha256, so that a store is not
-        continued with others: `weights_sha256` of all parameters and buffers, or of the files of
-        a CODI checkpoint; `tokenizer_sha256` of its vocabulary; `rendered_prompt_sha256` of the
-        prompt for a sample question. Reading the weights takes a second for every GB.
+        Weights, tokenizer and prompt are there by their sha256, so that no store is continued
+        with others: `weights_sha256` of all parameters and buffers, or of the tensors of a CODI
+        checkpoint; `tokenizer_sha256` of the vocabulary; `rendered_prompt_sha256` of the prompt
+        for a sample question. Reading the weights takes a second for every GB.
         """
+        weights = [*self.causal_lm.named_parameters(), *self.causal_lm.named_buffers()]
         return {
             "compute_dtype": str(self.causal_lm.dtype).removeprefix("torch."),
             "prompt_template": self.prompt_template,
             "thought_tokens": self.thought_tokens and dataclasses.asdict(self.thought_tokens),
-            "weights_sha256": self.weights_sha256 or module_sha256(self.causal_lm),
-            "tokenizer_sha256": vocabulary_sha256(self.tokenizer),
+            "weights_sha256": self.weights_sha256 or tensors_sha256(weights),
+            "tokenizer_sha256": json_sha256(sorted(self.tokenizer.get_vocab().items())),
             "rendered_prompt_sha256": json_sha256(self.prompt_text(_SAMPLE_QUESTION)),
         }
 
     def check_layers(self, layers: Sequence[int]) -> None:
-        """Raises ValueError if a layer is not one of the model's."""
+        """Raises a ValueError if a layer is not one of the model's."""
         if unknown := [layer for layer in layers if not 0 <= layer < self.num_layers]:
             raise ValueError(
                 f"layers {unknown} are not in {self.name}, which has 0 to {self.num_layers - 1}"
             )
 
     def prompt_text(self, question: str) -> str:
-        """The prompt for a question, without the special tokens that a tokenizer adds."""
+        """Returns the prompt for a question, without the special tokens that a tokenizer adds."""
         if self.prompt_template is not None:
             return self.prompt_template.replace(_QUESTION, question)
         return chat_text(self.tokenizer, question) if self._is_chat else question
 
     def prompt_ids(self, question: str) -> list[int]:
-        """Token ids of the prompt for a question, with the tokenizer's special tokens.
+        """Returns token ids of the prompt for a question, with the tokenizer's special tokens.
 
-        A chat template writes them itself, and gets a fixed date where it prints one. However
-        a prompt comes to begin with the begin-of-sequence token, it has one.
+        A chat template writes special tokens itself, and gets a fixed date where it prints one.
+        A prompt begins with one begin-of-sequence token, even if its text and the tokenizer
+        give it two.
         """
         text = self.prompt_text(question)
         ids = token_ids(self.tokenizer, text, add_special_tokens=not self._is_chat)
@@ -176,28 +178,24 @@ class LanguageModel:
             ids = [*ids, tokens.eos]
         return ids
 
-    def text_ids(self, text: str) -> list[int]:
-        """Token ids of a text, with the tokenizer's special tokens."""
-        return token_ids(self.tokenizer, text)
-
     def prompts(
         self, problems: Sequence[Problem], *, num_thoughts: int = 0, templates: bool = True
     ) -> list[list[int]]:
-        """Token ids of the prompt for every problem, checked before hours of work.
+        """Returns token ids of the prompt for every problem, checked before hours of work.
 
         Prompts that are longer than a model's rotary positions reach only bring a warning, since
         such a model reads on beyond what it was trained on.
 
         Args:
-          problems: what is asked.
-          num_thoughts: positions that are needed after a prompt.
-          templates: whether the question is put into the prompt template.
+          problems: the problems that the model is asked.
+          num_thoughts: number of positions that are needed after a prompt.
+          templates: whether a question is put into the prompt template.
 
         Raises:
-          ValueError: naming a problem whose prompt has no tokens, one that the embedding does
-            not have, or more than the model has absolute positions for.
+          ValueError: if a prompt has no tokens, one that the embedding does not have, or more
+            than the model has absolute positions for; the error names the problem.
         """
-        read = self.prompt_ids if templates else self.text_ids
+        read = self.prompt_ids if templates else partial(token_ids, self.tokenizer)
         prompts = [read(problem.question) for problem in problems]
         names = [f"the prompt of problem {problem.id}" for problem in problems]
         self.check_prompts(prompts, names)
@@ -219,7 +217,7 @@ class LanguageModel:
     def check_prompts(
         self, prompts: Sequence[Sequence[int]], names: Sequence[str] | None = None
     ) -> None:
-        """Checks that a model can read prompts; `names` are theirs in errors.
+        """Checks that a model can read prompts, which errors call by `names`.
 
         Raises:
           ValueError: if a prompt has no tokens, or one that the embedding does not have.
@@ -249,7 +247,7 @@ class LanguageModel:
 
 
 def cast_parameters(module: ModuleType, dtype: torch.dtype) -> ModuleType:
-    """Puts a module into evaluation, its parameters cast and its buffers left as they are.
+    """Casts a module's parameters, leaves its buffers, and puts it into evaluation mode.
 
     Rotary frequencies are buffers in float32 whatever the parameters are; in bfloat16 they would
     place a token some positions off.

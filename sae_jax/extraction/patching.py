@@ -1,4 +1,4 @@
-"""What a thought is worth: replace it at one layer and position, and score the gold answer.
+"""Measures what a thought is worth: replaces it at one layer and position, and scores the answer.
 
 The model reads the prompt and thinks; at one pass the output of one layer is replaced by
 given activations, the layers above and all later passes go on from there, and the gold
@@ -12,13 +12,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from sae_jax.extraction.answers import read_tokens
 from sae_jax.extraction.continuous_thoughts import NUM_POSITIONS, think
 from sae_jax.extraction.language_model import LanguageModel
 from sae_jax.problems import Problem
-
-ANSWER_PREFIX = "The answer is:"
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,15 +27,15 @@ class PatchedAnswers:
     Attributes:
       model: the language model.
       problems: n problems, each with its answer.
-      layer, position: where a thought is replaced.
-      feedback: how thoughts follow each other: "codi", "hidden" or "soft".
-      num_thoughts: thoughts before the answer; a CODI model reads its begin-of-thought
+      layer, position: layer and position at which a thought is replaced.
+      feedback: "codi", "hidden" or "soft".
+      num_thoughts: number of thoughts before the answer; a CODI model reads its begin-of-thought
         token at one more position, before them.
-      answer_prefix: text read, not scored, before the answer.
-      batch_size: problems at a time.
+      answer_prefix: text that the model reads before the answer, without a score.
+      batch_size: number of problems that the model reads at once.
 
     Raises:
-      ValueError: if the layer or position is not there, or a problem has no answer.
+      ValueError: if the model has no such layer or position, or a problem has no answer.
     """
 
     model: LanguageModel
@@ -45,7 +44,7 @@ class PatchedAnswers:
     position: int
     feedback: str = "soft"
     num_thoughts: int = NUM_POSITIONS
-    answer_prefix: str = ANSWER_PREFIX
+    answer_prefix: str = "The answer is:"
     batch_size: int = 32
 
     def __post_init__(self) -> None:
@@ -58,24 +57,24 @@ class PatchedAnswers:
 
     @property
     def num_positions(self) -> int:
-        """Passes between the prompt and the answer."""
+        """Number of passes between the prompt and the answer."""
         return self.num_thoughts + (self.model.thought_tokens is not None)
 
     @cached_property
     def num_tokens(self) -> np.ndarray:
-        """Tokens of each gold answer, int `[n]`."""
+        """Number of tokens of each gold answer, int `[n]`."""
         return np.array([len(self._answer_ids(problem)) for problem in self.problems])
 
     @cached_property
     def unpatched(self) -> np.ndarray:
-        """`log_probability` with no thought replaced."""
+        """`log_probability` with no thought replaced, float64 `[n]`."""
         return self.log_probability(None)
 
     def log_probability(self, activations: np.ndarray | None) -> np.ndarray:
-        """Log-probability of each gold answer, summed over its tokens, float64 `[n]`.
+        """Returns each gold answer's log-probability, in nats over its tokens, float64 `[n]`.
 
         Args:
-          activations: what replaces each problem's thought, `[n, d_in]`; None leaves the
+          activations: values that replace each problem's thought, `[n, d_in]`; None leaves the
             thoughts alone.
 
         Raises:
@@ -92,7 +91,7 @@ class PatchedAnswers:
         return scores
 
     def cross_entropy(self, activations: np.ndarray | None) -> float:
-        """Mean negative log-probability of a gold answer's token, in nats."""
+        """Returns the mean negative log-probability of a gold answer's token, in nats."""
         scores = self.unpatched if activations is None else self.log_probability(activations)
         return float(-scores.sum() / self.num_tokens.sum())
 
@@ -113,27 +112,19 @@ class PatchedAnswers:
         )
         prefix = self._prefix_ids()
         answers = [self._answer_ids(problem) for problem in problems]
-        token_ids = torch.zeros(
-            len(problems), len(prefix) + max(map(len, answers)), dtype=torch.long
-        )
-        scored = torch.zeros_like(token_ids, dtype=torch.bool)
-        for row, answer in enumerate(answers):
-            end = len(prefix) + len(answer)
-            token_ids[row, :end] = torch.tensor([*prefix, *answer])
-            scored[row, len(prefix) : end] = True
+        rows = [torch.tensor([*prefix, *answer]) for answer in answers]
         # Whatever pads a shorter answer comes after it, where nothing that is scored attends.
+        token_ids = pad_sequence(rows, batch_first=True)
         hidden = read_tokens(context, token_ids)
         predicted = self.model.logits(hidden[:, len(prefix) - 1 : -1]).log_softmax(dim=-1).cpu()
-        per_token = predicted.gather(-1, token_ids[:, len(prefix) :, None])[..., 0]
-        return (per_token.double() * scored[:, len(prefix) :]).sum(dim=1).numpy()
+        per_token = predicted.gather(-1, token_ids[:, len(prefix) :, None])[..., 0].double()
+        sums = [row[: len(ids)].sum() for row, ids in zip(per_token, answers, strict=True)]
+        return torch.stack(sums).numpy()
 
     def _prefix_ids(self) -> list[int]:
-        text_ids = self._plain_ids(self.answer_prefix)
-        thought_tokens = self.model.thought_tokens
-        if thought_tokens is None:
-            return text_ids
-        eos = [] if thought_tokens.eos is None else [thought_tokens.eos]
-        return [thought_tokens.end, *eos, *text_ids]
+        tokens = self.model.thought_tokens
+        ends = [] if tokens is None else [tokens.end, tokens.eos]
+        return [i for i in ends if i is not None] + self._plain_ids(self.answer_prefix)
 
     def _answer_ids(self, problem: Problem) -> list[int]:
         return self._plain_ids(f" {problem.answer}")
@@ -145,12 +136,12 @@ class PatchedAnswers:
 def loss_recovered(
     answers: PatchedAnswers, reconstructions: np.ndarray, mean_activation: np.ndarray
 ) -> dict[str, float]:
-    """How much of what a thought is worth an SAE's reconstruction keeps.
+    """Measures how much of what a thought is worth an SAE's reconstruction keeps.
 
     Args:
       answers: the scored problems and the place of the thought.
-      reconstructions: of the n problems' activations there, `[n, d_in]`.
-      mean_activation: the mean activation there, `[d_in]`: what a constant would do.
+      reconstructions: reconstructions of the n problems' activations there, `[n, d_in]`.
+      mean_activation: the mean activation there, `[d_in]`, as the best constant.
 
     Returns:
       `ce_clean`, `ce_zero`, `ce_mean` and `ce_sae`, the gold answer's cross-entropy with
@@ -159,26 +150,25 @@ def loss_recovered(
       no better than zero; and `loss_recovered_mean` of the mean. Where zeroing does not
       raise the cross-entropy there is nothing to recover and the fractions mean nothing.
     """
-    shape = reconstructions.shape
-    clean = answers.cross_entropy(None)
-    zero = answers.cross_entropy(np.zeros(shape, np.float32))
-    mean = answers.cross_entropy(np.broadcast_to(mean_activation, shape))
-    sae = answers.cross_entropy(reconstructions)
-    return {
-        "ce_clean": clean,
-        "ce_zero": zero,
-        "ce_mean": mean,
-        "ce_sae": sae,
-        "loss_recovered": loss_recovered_fraction(clean, zero, sae),
-        "loss_recovered_mean": loss_recovered_fraction(clean, zero, mean),
+    replacements = {
+        "clean": None,
+        "zero": np.zeros(reconstructions.shape, np.float32),
+        "mean": np.broadcast_to(mean_activation, reconstructions.shape),
+        "sae": reconstructions,
+    }
+    ce = {f"ce_{name}": answers.cross_entropy(x) for name, x in replacements.items()}
+    bounds = ce["ce_clean"], ce["ce_zero"]
+    return ce | {
+        "loss_recovered": loss_recovered_fraction(*bounds, ce["ce_sae"]),
+        "loss_recovered_mean": loss_recovered_fraction(*bounds, ce["ce_mean"]),
     }
 
 
 def loss_recovered_fraction(ce_clean: float, ce_zero: float, ce_replaced: float) -> float:
-    """(CE_zero - CE_replaced) / (CE_zero - CE_clean), of cross-entropies of one text.
+    """Returns (CE_zero - CE_replaced) / (CE_zero - CE_clean), of cross-entropies of one text.
 
-    1 for a replacement as good as the activation itself, 0 for one no better than zero;
-    NaN where zeroing changes nothing.
+    It is 1 for a replacement as good as the activation itself, 0 for one no better than zero,
+    and NaN where zeroing changes nothing.
     """
     lost = ce_zero - ce_clean
     return (ce_zero - ce_replaced) / lost if lost else float("nan")
@@ -187,14 +177,15 @@ def loss_recovered_fraction(ce_clean: float, ce_zero: float, ce_replaced: float)
 def causal_effect(
     answers: PatchedAnswers, reconstructions: np.ndarray, edited: np.ndarray
 ) -> np.ndarray:
-    """Change of each gold answer's log-probability when a reconstruction is edited, `[n]`.
+    """Returns how each gold answer's log-probability changes when a reconstruction is edited.
 
     Args:
       answers: the scored problems and the place of the thought.
-      reconstructions: unedited, `[n, d_in]`.
-      edited: decoded from edited latents (`sae_jax.features.interventions`), `[n, d_in]`.
+      reconstructions: unedited reconstructions, `[n, d_in]`.
+      edited: reconstructions decoded from edited latents (`sae_jax.features.interventions`),
+        `[n, d_in]`.
 
     Returns:
-      Edited minus unedited, in nats: negative where the edit hurts.
+      The edited minus the unedited ones, in nats, float64 `[n]`: negative where the edit hurts.
     """
     return answers.log_probability(edited) - answers.log_probability(reconstructions)

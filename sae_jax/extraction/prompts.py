@@ -1,4 +1,4 @@
-"""From a question to the text and the token ids that a model reads, whatever the day."""
+"""Turns a question into the text and the token ids that a model reads, whatever the day."""
 
 from datetime import date
 from typing import Any, cast
@@ -24,7 +24,7 @@ _DIRECTIVES = [f"%{flag}{letter}" for letter in "aAbBcdDeFhHIjmMpSTuUVwWxXyY" fo
 
 
 def chat_text(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
-    """A question as the one turn of a chat, by the tokenizer's template, dated `DATE`."""
+    """Writes a question as the one turn of a chat, by the tokenizer's template, dated `DATE`."""
     options: dict[str, Any] = {"date_string": DATE.strftime("%d %b %Y")}
     template = tokenizer.get_chat_template()
     if _CLOCK in template:
@@ -43,7 +43,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
 def token_ids(
     tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True
 ) -> list[int]:
-    """Token ids of a text, with one begin-of-sequence token where text and tokenizer give it."""
+    """Returns token ids of a text, with one begin-of-sequence token if there are several."""
     ids = tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
     bos = tokenizer.bos_token_id
     while bos is not None and ids[:2] == [bos, bos]:

@@ -1,11 +1,11 @@
-"""Reading torch files without running what is in them."""
+"""Reads torch files without running what is in them."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-# Before it, weights_only=True could run code that a file held (CVE-2025-32434).
+# Before this version, weights_only=True could run code that a file held (CVE-2025-32434).
 _SAFE_SINCE = "2.6"
 
 

@@ -73,6 +73,25 @@ def stability_over_seeds(
     ]
 
 
+def stability_by_chance(alive: Sequence[np.ndarray], d_in: int, *, seed: int) -> float:
+    """`feature_stability` of random directions: as many for each seed as it has alive latents.
+
+    Args:
+      alive: whether each latent fires at least once, bool `[F]` for each seed.
+      d_in: width D of a decoder row.
+      seed: seed of the random directions.
+
+    Returns:
+      The mean over seeds; NaN if there are not two with alive latents.
+    """
+    rng = np.random.default_rng(seed)
+    counts = [int(mask.sum()) for mask in alive]
+    decoders = [rng.normal(size=(count, d_in)).astype(np.float32) for count in counts]
+    found = stability_over_seeds(decoders, [np.ones(count, bool) for count in counts])
+    values = [one["feature_stability"] for one in found]
+    return float(np.mean(values)) if values else float("nan")
+
+
 def _unit_rows(rows: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norms == 0, 1, norms)

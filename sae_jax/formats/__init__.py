@@ -1,4 +1,4 @@
-"""SAEs on disk: the project's own layout, and those of the libraries that the field uses.
+"""Reads and writes SAEs in the project's own layout and in those that the field uses.
 
 | format | read | written |
 |---|---|---|
@@ -10,9 +10,9 @@
 | Gemma Scope 1 and 2 | yes | no |
 | OpenAI's state dicts | yes | no |
 
-What is no top-k is a JumpReLU here, exactly: a ReLU has threshold 0, a batch top-k the one
-that it infers by, a gated SAE one that follows from its biases. Transcoders are not read.
-Nothing that is read can run code, and no decoder vector is ever scaled.
+An SAE that is no top-k becomes a JumpReLU that computes exactly the same: a ReLU has threshold 0,
+a batch top-k the one that it infers by, a gated SAE one that follows from its biases. Transcoders
+are not read. Nothing that is read can run code, and no decoder vector is ever scaled.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ WRITABLE = tuple(_WRITERS)
 
 
 def load(path: str | Path) -> TopKSAE | JumpReLUSAE:
-    """The SAE at a path, whatever format it is in.
+    """Loads the SAE at a path, whatever format it is in.
 
     Args:
       path: a folder that holds one SAE, or a file of weights.
@@ -46,10 +46,10 @@ def load(path: str | Path) -> TopKSAE | JumpReLUSAE:
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:
-    """What is told of the SAE at a path beside its parameters; see `load`.
+    """Returns what the files at a path tell of an SAE beside its parameters; see `load`.
 
     Raises:
-      ValueError: as `load`, as far as it gets there.
+      ValueError: if there is no SAE or more than one, or what is read is damaged.
     """
     module, place = finding.find(Path(path))
     if module is openai:
@@ -73,7 +73,7 @@ def save(
         and `position` among them.
 
     Returns:
-      What to give to `load`: the folder, or the one file of the published format.
+      The path to give to `load`: the folder, or the one file of the published format.
 
     Raises:
       ValueError: if the format is unknown or cannot hold the SAE, or a file exists.

@@ -1,6 +1,6 @@
 """dictionary_learning: `ae.pt` and `config.json` (github.com/saprmarks/dictionary_learning).
 
-All classes of SAEs are read, `AutoEncoderTopK` is written. It subtracts `b_dec` and ranks
+All classes of SAEs are read, `AutoEncoderTopK` is written. That one subtracts `b_dec` and ranks
 what a ReLU leaves, so an SAE without centering is written centered, and a top-k of
 magnitudes doubled.
 """
@@ -14,16 +14,16 @@ import numpy as np
 from sae_jax.architectures.base import SAE
 from sae_jax.architectures.jumprelu import JumpReLUSAE
 from sae_jax.architectures.topk import TopKSAE
-from sae_jax.formats import fields, files, rewriting, torch_files
+from sae_jax.formats import fields, files, names, rewriting, torch_files
 
 WEIGHTS = "ae.pt"
 CONFIG = "config.json"
 
-# The library's mark of a threshold that was never estimated: it then ranks by top-k.
+# This value marks a threshold that was never estimated; the library then ranks by top-k.
 _NO_THRESHOLD = -1.0
 _LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
-_OWN = {"W_enc": "w_enc", "b_enc": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec"}
-# The library's classes by what their state dicts hold.
+_OWN = ("W_enc", "b_enc", "W_dec", "b_dec")
+# The entries of a state dict tell the library's classes apart.
 _CLASSES = {
     "AutoEncoder": (*_LINEAR, "bias"),
     "AutoEncoderNew": (*_LINEAR, "decoder.bias"),
@@ -40,7 +40,6 @@ _CLASSES = {
         "r_mag",
     ),
 }
-_B_DEC = ("b_dec", "bias", "decoder.bias", "decoder_bias")
 # The first releases kept k in the config alone, and no threshold.
 _OPTIONAL = {"AutoEncoderTopK": ("k", "threshold")}
 
@@ -62,12 +61,7 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
     """
     folder = Path(folder)
     written, steps = rewriting.to_centered_relu_rule(sae, "dictionary_learning")
-    params = rewriting.host_params(written)
-    state = {
-        "encoder.weight": params["w_enc"].T,
-        "encoder.bias": params["b_enc"],
-        "decoder.weight": params["w_dec"].T,
-        "b_dec": params["b_dec"],
+    state = names.to_theirs(rewriting.host_arrays(written), (*_LINEAR, "b_dec")) | {
         "k": np.asarray(written.k, np.int32),
         "threshold": np.asarray(_NO_THRESHOLD, np.float32),
     }
@@ -88,15 +82,15 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
 
 
 def recognizes(content: Mapping[str, Any]) -> bool:
-    """Whether a PyTorch file's content has the entries of one of the library's classes."""
+    """Tells whether a PyTorch file has the entries of one of the library's classes."""
     return bool(_fitting_classes(content))
 
 
 def load(path: str | Path) -> TopKSAE | JumpReLUSAE:
-    """The SAE in a folder or a state dict of dictionary_learning, whoever wrote it.
+    """Loads the SAE in a folder or a state dict of dictionary_learning, whoever wrote it.
 
-    The config is that beside the state dict, or one folder up from `checkpoints`; without
-    one, the class is that whose entries the state dict has.
+    The config lies beside the state dict, or one folder up from `checkpoints`; where there is
+    none, the entries of the state dict tell the class.
 
     A ReLU is a JumpReLU of threshold 0, a gated SAE is one too (`rewriting.gated_to_jumprelu`),
     and so is a batch top-k with its estimated threshold, by which the library encodes. The
@@ -119,29 +113,21 @@ def load(path: str | Path) -> TopKSAE | JumpReLUSAE:
     if name == "AutoEncoderTopK":
         state.pop("threshold", None)
     files.check_names(state, set(_CLASSES[name]) - {"k", "group_sizes"}, file)
-    weights = torch_files.to_arrays(state, file)
+    params = names.to_ours(torch_files.to_arrays(state, file))
     if name == "AutoEncoderTopK":
-        sae = TopKSAE(_params(weights), _k(k, trainer, where), rule="relu", center_input=True)
+        sae = TopKSAE(params, _k(k, trainer, where), rule="relu", center_input=True)
         return rewriting.undo(sae, config, where)
     if name == "GatedAutoEncoder":
-        return rewriting.gated_to_jumprelu(
-            _params(weights),
-            b_gate=weights["gate_bias"],
-            b_mag=weights["mag_bias"],
-            r_mag=weights["r_mag"],
-            center_input=True,
-        )
-    threshold = weights.get("threshold", np.zeros((), np.float32))  # Of a ReLU: 0.
-    params = _params(weights)
+        return rewriting.gated_to_jumprelu(params, center_input=True)
+    threshold = params.pop("threshold", np.zeros((), np.float32))  # That of a ReLU is 0.
     if name != "JumpReluAutoEncoder":
-        number = files.to_number(threshold, f"threshold in {file}")
-        threshold = np.full_like(params["b_enc"], number)
+        threshold = files.for_each_latent(threshold, params["b_enc"], f"threshold in {file}")
     centered = name not in ("AutoEncoderNew", "JumpReluAutoEncoder")
     return JumpReLUSAE(params, threshold, center_input=centered)
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata given to `save`, or the whole config where others wrote it, if there is one.
+    """Returns the metadata given to `save`, or the whole config, if any, where others wrote it.
 
     Raises:
       ValueError: if the config is damaged.
@@ -153,13 +139,12 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def _places(path: Path) -> tuple[Path, Path | None]:
-    """The state dict and the config at a path to the first or to the folder of both."""
+    """Finds the state dict and the config by a path to the first or to the folder of both."""
     file = path / WEIGHTS if path.is_dir() else path
-    places = [file.parent]
-    if file.parent.name == "checkpoints":
-        places.append(file.parent.parent)
-    configs = [place / CONFIG for place in places if (place / CONFIG).is_file()]
-    return file, configs[0] if configs else None
+    config = file.with_name(CONFIG)
+    if not config.is_file() and file.parent.name == "checkpoints":
+        config = file.parent.with_name(CONFIG)
+    return file, config if config.is_file() else None
 
 
 def _class_of(state: Mapping[str, Any], trainer: Mapping[str, Any], where: Path) -> str:
@@ -179,11 +164,10 @@ def _class_of(state: Mapping[str, Any], trainer: Mapping[str, Any], where: Path)
 
 
 def _fitting_classes(content: Mapping[str, Any]) -> list[str]:
-    names = set(content)
     return [
         name
         for name, required in _CLASSES.items()
-        if set(required) <= names <= {*required, *_OPTIONAL.get(name, ())}
+        if set(required) <= content.keys() <= {*required, *_OPTIONAL.get(name, ())}
     ]
 
 
@@ -194,16 +178,3 @@ def _k(in_state: Any, trainer: Mapping[str, Any], where: Path) -> int:
     if trainer:
         fields.equal(trainer, "k", k, where)
     return k
-
-
-def _params(weights: files.Arrays) -> files.Arrays:
-    """The parameters that a state dict has, by the modules' names."""
-    if "W_enc" in weights:
-        return {ours: weights[name] for name, ours in _OWN.items()}
-    (b_dec,) = (weights[name] for name in _B_DEC if name in weights)
-    params = {
-        "w_enc": weights["encoder.weight"].T,
-        "w_dec": weights["decoder.weight"].T,
-        "b_dec": b_dec,
-    }
-    return params | {"b_enc": weights["encoder.bias"]} if "encoder.bias" in weights else params

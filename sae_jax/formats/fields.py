@@ -1,4 +1,4 @@
-"""Typed access to one field of a config that someone else wrote.
+"""Reads one field of a config that someone else wrote, and checks its type.
 
 Every function returns the field's value, or raises a `ValueError` that names the file,
 the field, what was found and what is allowed.
@@ -12,7 +12,7 @@ _T = TypeVar("_T", str, int)
 
 
 def integer(config: Mapping[str, Any], name: str, path: Path, *, minimum: int) -> int:
-    """An integer, at least `minimum`."""
+    """Returns an integer that is at least `minimum`."""
     value = _present(config, name, path)
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise refused(name, value, f"an integer from {minimum}", path)
@@ -20,7 +20,7 @@ def integer(config: Mapping[str, Any], name: str, path: Path, *, minimum: int) -
 
 
 def boolean(config: Mapping[str, Any], name: str, path: Path) -> bool:
-    """True or false."""
+    """Returns true or false."""
     value = _present(config, name, path)
     if not isinstance(value, bool):
         raise refused(name, value, "true or false", path)
@@ -28,7 +28,7 @@ def boolean(config: Mapping[str, Any], name: str, path: Path) -> bool:
 
 
 def choice(config: Mapping[str, Any], name: str, allowed: Sequence[_T], path: Path) -> _T:
-    """One of a few strings or integers."""
+    """Returns one of a few strings or integers."""
     value = _present(config, name, path)
     for option in allowed:
         if type(value) is type(option) and value == option:
@@ -37,7 +37,7 @@ def choice(config: Mapping[str, Any], name: str, allowed: Sequence[_T], path: Pa
 
 
 def mapping(config: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
-    """A mapping with string keys."""
+    """Returns a mapping whose keys are strings."""
     value = _present(config, name, path)
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise refused(name, value, "a mapping", path)
@@ -45,13 +45,13 @@ def mapping(config: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
 
 
 def equal(config: Mapping[str, Any], name: str, expected: int, path: Path) -> None:
-    """An integer that the weights determine already."""
+    """Checks an integer that the weights determine already."""
     if integer(config, name, path, minimum=1) != expected:
         raise refused(name, config[name], f"{expected}, which the weights have", path)
 
 
 def refused(name: str, value: object, allowed: str, path: Path) -> ValueError:
-    """The error that tells of a value that is not allowed."""
+    """Returns the error that tells of a value that is not allowed."""
     found = repr(value)
     shown = found if len(found) <= 80 else found[:80] + "..."
     return ValueError(f"{name} in {path} is {shown}; allowed is {allowed}")

@@ -1,4 +1,4 @@
-"""Files of unknown origin: read without running anything in them, checked on the way in."""
+"""Files of unknown origin, read without running anything in them and checked on the way in."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -12,7 +12,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, in any encoding of Unicode, with a byte order mark or without.
+    """Reads the JSON object in a file, in any encoding of Unicode, with or without a mark of it.
 
     Raises:
       ValueError: if the file is missing or does not hold one JSON object.
@@ -26,37 +26,31 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_safetensors(path: Path) -> Arrays:
-    """The arrays in a safetensors file, floats as float32.
+def read_arrays(path: Path) -> Arrays:
+    """Reads the arrays in a NumPy archive, if the path ends in .npz, or in a safetensors file.
+
+    Returns:
+      The arrays by name, as float32.
 
     Raises:
-      ValueError: if the file is missing, damaged, or holds anything but floats.
+      ValueError: if the file is missing, damaged, or holds anything but arrays of floats.
     """
     existing(path)
+    is_archive = path.suffix == ".npz"
     try:
-        arrays = safetensors_numpy.load_file(path)
+        if is_archive:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = dict(archive)
+        else:
+            arrays = safetensors_numpy.load_file(path)
     except Exception as error:  # A damaged file can fail in any way; none of them is ours.
-        raise ValueError(f"{path} is not readable as safetensors: {error!r}") from error
-    return {name: _float32(array, f"{name} in {path}") for name, array in arrays.items()}
-
-
-def read_npz(path: Path) -> Arrays:
-    """The arrays in a NumPy archive, floats as float32.
-
-    Raises:
-      ValueError: if the file is missing, damaged, or holds pickled objects or no floats.
-    """
-    existing(path)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # As above.
-        raise ValueError(f"{path} is not readable as a NumPy archive: {error!r}") from error
+        kind = "a NumPy archive" if is_archive else "safetensors"
+        raise ValueError(f"{path} is not readable as {kind}: {error!r}") from error
     return {name: _float32(array, f"{name} in {path}") for name, array in arrays.items()}
 
 
 def plain(content: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    """A copy of a mapping of plain values, as JSON keeps them.
+    """Copies a mapping of plain values, as JSON keeps them.
 
     Raises:
       ValueError: if it holds what JSON cannot.
@@ -77,19 +71,27 @@ def write_json(content: Mapping[str, Any], path: Path) -> None:
     absent(path).write_text(text + "\n", encoding="utf-8")
 
 
-def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes arrays to a safetensors file that does not exist yet.
+def write_pair(
+    config: Mapping[str, Any], config_file: Path, arrays: Mapping[str, np.ndarray], weights: Path
+) -> Path:
+    """Writes an SAE as a JSON file and a safetensors file in one folder.
+
+    Returns:
+      The folder.
 
     Raises:
-      ValueError: if the file exists.
+      ValueError: if a file exists or the config is not JSON; then nothing is written.
     """
+    absent(weights)
+    write_json(config, config_file)
     # safetensors copies an array's memory as it lies, so views must be made contiguous.
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    safetensors_numpy.save_file(contiguous, absent(path))
+    safetensors_numpy.save_file(contiguous, weights)
+    return weights.parent
 
 
 def absent(path: Path) -> Path:
-    """The path, once it is sure that nothing there would be overwritten.
+    """Returns the path, once it is sure that nothing there would be overwritten.
 
     Raises:
       ValueError: if something is there already.
@@ -100,15 +102,8 @@ def absent(path: Path) -> Path:
     return path
 
 
-def _to_json(content: Mapping[str, Any], where: Path) -> str:
-    try:
-        return json.dumps(content, indent=2)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not all of it can be written as JSON: {error}") from error
-
-
 def existing(path: Path) -> Path:
-    """The path, once it is sure that there is a file that can be opened.
+    """Returns the path, once it is sure that there is a file that can be opened.
 
     Raises:
       ValueError: if there is none.
@@ -120,7 +115,7 @@ def existing(path: Path) -> Path:
     return path
 
 
-def check_names(found: Collection[str], expected: Collection[str], where: Path | str) -> None:
+def check_names(found: Collection[str], expected: Collection[str], where: Path) -> None:
     """Checks that a file holds exactly the entries that its format calls for.
 
     Raises:
@@ -130,15 +125,22 @@ def check_names(found: Collection[str], expected: Collection[str], where: Path |
         raise ValueError(f"{where} holds {sorted(found)}; expected {sorted(expected)}")
 
 
-def to_number(array: np.ndarray, what: str) -> float:
-    """The one number in an array without axes.
+def for_each_latent(number: np.ndarray, b_enc: np.ndarray, what: str) -> np.ndarray:
+    """Repeats one number, a threshold `[]`, for each latent: `[F]`, as `b_enc`.
 
     Raises:
-      ValueError: if the array has axes.
+      ValueError: if it is more than one; `what` is its name in the error.
     """
-    if array.shape != ():
-        raise ValueError(f"{what} has shape {array.shape}; expected one number")
-    return float(array)
+    if number.shape != ():
+        raise ValueError(f"{what} has shape {number.shape}; expected one number")
+    return np.full_like(b_enc, number)
+
+
+def _to_json(content: Mapping[str, Any], where: Path) -> str:
+    try:
+        return json.dumps(content, indent=2)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not all of it can be written as JSON: {error}") from error
 
 
 def _float32(array: Any, what: str) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Which format something on disk is in, and what to say where it is none.
+"""Finds out which format something on disk is in, or says what is there instead.
 
-Folders are told by their files' names, single PyTorch files by their entries.
+The names of its files tell a folder's format, the entries of a PyTorch file that of the file.
 """
 
 import os
@@ -21,17 +21,16 @@ from sae_jax.formats import (
     torch_files,
 )
 
-# Formats of two files, one of weights and one of a config.
+# These formats have two files, one of weights and one of a config.
 PAIRS = (native, saelens, dictionary_learning, sparsify)
-# Names of weights that need no config beside them.
+# Weights of these names need no config beside them.
 _ALONE = dict.fromkeys(gemma_scope.WEIGHTS, gemma_scope) | {
     dictionary_learning.WEIGHTS: dictionary_learning
 }
 _SUFFIXES = (".pt", ".npz", ".safetensors")
 
-# Written by `sae_jax.sweep`, which knows this layer and not the reverse.
+# `sae_jax.sweep` writes this file; it knows this layer, which does not know it.
 _SWEEP = "sweep.json"
-_MEMBERS = "members"
 
 # Releases lie three folders deep: layer_12/width_16k/average_l0_71.
 _DEPTH = 3
@@ -40,7 +39,7 @@ _NUM_VISITED = 1000
 
 
 def find(path: Path) -> tuple[ModuleType, Path]:
-    """The module that reads what is at a path, and the place to point it at.
+    """Returns the module that reads what is at a path, and the place to point it at.
 
     Raises:
       ValueError: if there is no SAE or more than one; it names those that are near.
@@ -48,10 +47,9 @@ def find(path: Path) -> tuple[ModuleType, Path]:
     if path.is_file():
         return _module_of_file(path)
     if not path.is_dir():
-        near = _folders_with_saes(path.parent) if path.parent.is_dir() else ""
-        raise ValueError(f"there is no file or folder {path}{near}")
+        raise ValueError(f"there is no file or folder {path}{_folders_with_saes(path.parent)}")
     names = {entry.name for entry in path.iterdir()}
-    pairs = [module for module in PAIRS if {module.WEIGHTS, module.CONFIG} <= names]
+    pairs = _pairs(names)
     if len(pairs) == 1:
         return pairs[0], path
     if not pairs:
@@ -61,7 +59,7 @@ def find(path: Path) -> tuple[ModuleType, Path]:
     singles = [] if pairs else sorted(names & _ALONE.keys()) or files_alone
     if len(singles) == 1:
         return _module_of_file(path / singles[0])
-    held = f"{_shown(singles)}; name one of them" if singles else f"{_shown(sorted(names))}"
+    held = f"{_shown(singles)}; name one of them" if singles else _shown(sorted(names))
     expected = [*(f"{module.WEIGHTS} + {module.CONFIG}" for module in PAIRS), *_ALONE]
     raise ValueError(
         f"{path} holds {len(pairs) + len(singles)} SAEs: {held}; expected one of {expected}, or"
@@ -99,12 +97,12 @@ def _module_of_file(path: Path) -> tuple[ModuleType, Path]:
 
 
 def _refuse_sweep(path: Path, names: set[str]) -> None:
-    """Says of this project's own folders of many SAEs how they are read."""
+    """Raises a ValueError that says how this project's own folders of many SAEs are read."""
     if _SWEEP not in names:
         return
     try:
         manifest = files.read_json(path / _SWEEP)
-    except ValueError:  # Somebody else's file.
+    except ValueError:  # The file is somebody else's.
         return
     if manifest.get("format") == "sae_jax_sweep":
         members = manifest.get("members", ())
@@ -120,7 +118,7 @@ def _refuse_sweep(path: Path, names: set[str]) -> None:
 
 
 def _folders_with_saes(root: Path) -> str:
-    """A clause that names the folders below which hold SAEs; empty where there are none."""
+    """Returns a clause that names the folders below which hold SAEs, or an empty one."""
     found = list(islice(_walk(root), _NUM_SHOWN + 1))
     return f"; in {root}, SAEs are in the folders {_shown(found)}" if found else ""
 
@@ -131,11 +129,15 @@ def _walk(root: Path) -> Iterator[str]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         if len(place.parts) == _DEPTH:
             subfolders.clear()
-        pairs = (module for module in PAIRS if {module.WEIGHTS, module.CONFIG} <= set(names))
-        if place.parts and (any(pairs) or _ALONE.keys() & set(names)):
+        if place.parts and (_pairs(set(names)) or _ALONE.keys() & set(names)):
             yield place.as_posix()
 
 
+def _pairs(names: set[str]) -> list[ModuleType]:
+    """Returns the formats both of whose files are among some names."""
+    return [module for module in PAIRS if {module.WEIGHTS, module.CONFIG} <= names]
+
+
 def _shown(names: list[str]) -> str:
-    """The first few of some names."""
+    """Shows the first few of some names."""
     return f"{names[:_NUM_SHOWN]}{' and more' if len(names) > _NUM_SHOWN else ''}"

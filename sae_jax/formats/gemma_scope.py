@@ -2,7 +2,7 @@
 
 `params.npz` (Lieberum et al. 2024, arXiv:2408.05147; huggingface.co/google/gemma-scope) or,
 of Gemma Scope 2 (2025; huggingface.co/google/gemma-scope-2), `params.safetensors` with a
-`config.json`. Read only.
+`config.json`. The format is read only.
 """
 
 from pathlib import Path
@@ -15,23 +15,22 @@ from sae_jax.formats import fields, files
 WEIGHTS = ("params.npz", "params.safetensors")
 CONFIG = "config.json"
 
-# Of the transcoders that were released beside the SAEs.
+# The transcoders that were released beside the SAEs have this entry.
 _SKIP = "affine_skip_connection"
 
 
 def load(path: str | Path) -> JumpReLUSAE:
-    """The SAE in an archive.
+    """Loads the SAE in an archive.
 
     Raises:
       ValueError: if the file is missing or damaged, holds something else than expected, or
-        is of a transcoder.
+        is that of a transcoder.
     """
     path = Path(path)
-    arrays = files.read_npz(path) if path.suffix == ".npz" else files.read_safetensors(path)
+    arrays = files.read_arrays(path)
     _check_kind(arrays, load_metadata(path), path)
-    names = (*PARAM_NAMES, "threshold")
     lower = {name.lower(): array for name, array in arrays.items()}  # Gemma Scope 1 has W_enc.
-    files.check_names([name.lower() for name in arrays], names, path)
+    files.check_names(lower, (*PARAM_NAMES, "threshold"), path)
     if len(lower) < len(arrays):
         raise ValueError(f"{path} holds {sorted(arrays)}, some of them in two spellings")
     threshold = lower.pop("threshold")
@@ -39,7 +38,7 @@ def load(path: str | Path) -> JumpReLUSAE:
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:
-    """The config beside an archive of Gemma Scope 2; nothing where there is none.
+    """Returns the config beside an archive of Gemma Scope 2, or an empty one where there is none.
 
     Raises:
       ValueError: if the config is damaged.
@@ -53,7 +52,7 @@ def _check_kind(arrays: files.Arrays, config: dict[str, Any], path: Path) -> Non
     across = (
         _SKIP in arrays
         or "w_dec" in arrays
-        and arrays["w_dec"].ndim == 3  # One decoder a layer.
+        and arrays["w_dec"].ndim == 3  # It has one decoder for each layer.
         or config.get("type", "sae") != "sae"
         or config.get("hf_hook_point_out", source) != source
     )

@@ -1,7 +1,7 @@
 """SAEs on the Hugging Face Hub, in a layout that SAELens opens too.
 
-An SAE lies in a folder of its repository, as SAELens 6 writes it, beside a model card at
-the top. That one copy serves both libraries: all that an SAE is survives it (`formats.saelens`).
+An SAE lies in a folder of its repository, as SAELens 6 writes it, and a model card lies at the
+top. That one copy serves both libraries, since it keeps all that an SAE is (`formats.saelens`).
 """
 
 import tempfile
@@ -37,14 +37,14 @@ def push_to_hub(
     Args:
       sae: a `TopKSAE` or a `JumpReLUSAE`.
       repo_id: `owner/name` on the Hub.
-      config: JSON values: how the SAE was trained.
+      config: JSON values that tell how the SAE was trained.
       metrics: numbers measured on the validation split.
-      data: one or two sentences: the activations that it was trained and scored on.
+      data: one or two sentences on the activations that it was trained and scored on.
       folder: where in the repository the SAE goes; several SAEs may share a repository,
         whose card tells of the last one.
-      license: identifier of the card's license, such as `mit`; none is stated if None.
-      private: visibility of a repository that is created; the account's default if None.
-      token: access token; the one stored by `hf auth login` if None.
+      license: identifier of the card's license, such as `mit`; the card states none if None.
+      private: whether a repository that is created is private; the account decides if None.
+      token: access token; None takes the one that `hf auth login` stored.
 
     Returns:
       The URL of the commit.
@@ -56,12 +56,10 @@ def push_to_hub(
     _check_folder(folder)
     if not folder:
         raise ValueError("folder is empty; SAELens opens an SAE by the name of its folder")
+    about: dict[str, Any] = {"config": dict(config), "metrics": dict(metrics), "data": data}
     with tempfile.TemporaryDirectory() as staging:
-        metadata = {"config": dict(config), "metrics": dict(metrics), "data": data}
-        formats.save(sae, Path(staging, folder), format="saelens", metadata=metadata)
-        card = model_card(
-            sae, repo_id, config=config, metrics=metrics, data=data, folder=folder, license=license
-        )
+        formats.save(sae, Path(staging, folder), format="saelens", metadata=about)
+        card = model_card(sae, repo_id, **about, folder=folder, license=license)
         card.save(Path(staging, "README.md"))
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -78,16 +76,16 @@ def from_pretrained(
     revision: str | None = None,
     token: str | None = None,
 ) -> TopKSAE | JumpReLUSAE:
-    """The SAE in a repository on the Hub, or in a local copy of one.
+    """Loads an SAE from a repository on the Hub, or from a local copy of one.
 
-    Any layout that `formats.load` knows is read, so `folder` also names an SAE in
+    It reads any layout that `formats.load` knows, so `folder` also names an SAE in
     repositories of SAELens, sparsify or Gemma Scope.
 
     Args:
       source: a local folder if there is one of that name, else `owner/name` on the Hub.
-      folder: where in the repository the SAE is; empty for its top.
-      revision: branch, tag or commit; the default branch if None.
-      token: access token; the one stored by `hf auth login` if None.
+      folder: where in the repository the SAE is; an empty name is its top.
+      revision: branch, tag or commit; None takes the default branch.
+      token: access token; None takes the one that `hf auth login` stored.
 
     Raises:
       ValueError: if there is no SAE, or `folder` leaves the repository.
@@ -117,7 +115,7 @@ def model_card(
     folder: str = DEFAULT_FOLDER,
     license: str | None = None,
 ) -> ModelCard:
-    """The card that `push_to_hub` uploads; see there for the arguments."""
+    """Writes the card that `push_to_hub` uploads; see there for the arguments."""
     header = ModelCardData(
         license=license,
         library_name="sae_jax",
@@ -180,11 +178,11 @@ def _summary(sae: SAE) -> str:
         kind = f"A TopK sparse autoencoder (the {sae.k} latents of largest {ranked})"
     elif isinstance(sae, JumpReLUSAE):
         kind = "A JumpReLU sparse autoencoder"
-    steps = [
-        "each sample is standardized" if sae.normalize_input else "",
-        "the decoder bias is subtracted" if sae.center_input else "",
-    ]
-    before = " and ".join(step for step in steps if step) or "samples enter as they are"
+    steps = {
+        "each sample is standardized": sae.normalize_input,
+        "the decoder bias is subtracted": sae.center_input,
+    }
+    before = " and ".join(step for step in steps if steps[step]) or "samples enter as they are"
     return (
         f"{kind} of {sae.d_sae} latents on activations of width {sae.d_in}, trained with sae_jax. "
         f"Before encoding, {before}."

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from sae_jax.architectures.base import PARAM_NAMES, SAE
 from sae_jax.architectures.jumprelu import JumpReLUSAE
@@ -40,7 +39,7 @@ def save(
       sae: a `TopKSAE`, a `JumpReLUSAE`, or any SAE with its config.
       folder: where the two files go; neither may exist.
       metadata: JSON values to keep beside the SAE, such as its training config and metrics.
-      config: what the SAE was trained with; its architecture says how to read the SAE.
+      config: config that the SAE was trained with; its architecture says how to read the SAE.
 
     Returns:
       The folder.
@@ -50,12 +49,11 @@ def save(
     """
     folder = Path(folder)
     described: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
-    arrays = rewriting.host_params(sae)
+    arrays = rewriting.host_arrays(sae)
     if isinstance(sae, TopKSAE):
         described |= {"architecture": "topk", "k": sae.k, "rule": sae.rule}
     elif isinstance(sae, JumpReLUSAE):
         described |= {"architecture": "jumprelu"}
-        arrays["threshold"] = np.asarray(sae.threshold[...], np.float32)
     elif config is not None:
         described |= {"architecture": config.architecture, "config": dataclasses.asdict(config)}
         arrays = sae.of_true_size(jax.device_get(sae.arrays()), sae.d_sae)
@@ -64,24 +62,19 @@ def save(
             f"cannot save a {type(sae).__name__} without its config; allowed are TopKSAE and"
             " JumpReLUSAE"
         )
-    described |= {"center_input": sae.center_input, "normalize_input": sae.normalize_input}
-    described["metadata"] = dict(metadata or {})
-
-    files.absent(folder / WEIGHTS)
-    files.write_json(described, folder / CONFIG)
-    files.write_safetensors(arrays, folder / WEIGHTS)
-    return folder
+    described |= rewriting.input_options(sae) | {"metadata": dict(metadata or {})}
+    return files.write_pair(described, folder / CONFIG, arrays, folder / WEIGHTS)
 
 
 def load(folder: str | Path) -> SAE:
-    """The SAE in a folder that `save` wrote.
+    """Loads the SAE in a folder that `save` wrote.
 
     Raises:
       ValueError: if a file is missing or damaged, or holds something else than expected.
     """
     folder = Path(folder)
     config = read_config(folder)
-    arrays = files.read_safetensors(folder / WEIGHTS)
+    arrays = files.read_arrays(folder / WEIGHTS)
     options = {name: config[name] for name in ("center_input", "normalize_input")}
     if config["architecture"] == "jumprelu":
         files.check_names(arrays, (*PARAM_NAMES, "threshold"), folder / WEIGHTS)
@@ -95,7 +88,7 @@ def load(folder: str | Path) -> SAE:
 
 
 def load_metadata(folder: str | Path) -> dict[str, Any]:
-    """The metadata given to `save`.
+    """Returns the metadata given to `save`.
 
     Raises:
       ValueError: if the config is missing or damaged.
@@ -104,7 +97,7 @@ def load_metadata(folder: str | Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The checked config of an SAE, without its weights.
+    """Reads and checks the config of an SAE, but not its weights.
 
     Raises:
       ValueError: if it is missing or damaged.
@@ -114,7 +107,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     fields.choice(config, "format", (_FORMAT,), path)
     fields.choice(config, "version", (_VERSION,), path)
     keys: tuple[str, ...] = _SHARED_KEYS
-    # Of an architecture that has no keys of its own the training config tells all.
+    # The training config tells all of an architecture that has no keys of its own.
     if "config" in config:
         keys += ("config",)
         fields.mapping(config, "config", path)

@@ -1,13 +1,13 @@
 """OpenAI's TopK SAEs: one PyTorch state dict (github.com/openai/sparse_autoencoder).
 
-Reference: Gao et al. 2024, arXiv:2406.04093. Read only. The published code normalizes the
-input of a TopK SAE by each sample's mean and deviation, and of no other.
+Reference: Gao et al. 2024, arXiv:2406.04093. The format is read only. The published code
+normalizes the input of a TopK SAE by each sample's mean and deviation, and of no other.
 """
 
 from pathlib import Path
 
 from sae_jax.architectures.topk import TopKSAE
-from sae_jax.formats import fields, files, torch_files
+from sae_jax.formats import fields, files, names, torch_files
 
 MARK = "pre_bias"
 """An entry that no other format's PyTorch file has."""
@@ -17,7 +17,7 @@ _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_me
 
 
 def load(path: str | Path) -> TopKSAE:
-    """The SAE in a state dict; it centers and normalizes its input.
+    """Loads the SAE in a state dict; it centers and normalizes its input.
 
     Raises:
       ValueError: if the file is missing or damaged, or holds another activation function
@@ -32,11 +32,5 @@ def load(path: str | Path) -> TopKSAE:
     others = ("activation", "activation_state_dict", *_STATISTICS)
     state = {name: entry for name, entry in state.items() if name not in others}
     files.check_names(state, _NAMES, path)
-    weights = torch_files.to_arrays(state, path)
-    params = {
-        "w_enc": weights["encoder.weight"].T,
-        "b_enc": weights["latent_bias"],
-        "w_dec": weights["decoder.weight"].T,
-        "b_dec": weights["pre_bias"],
-    }
+    params = names.to_ours(torch_files.to_arrays(state, path))
     return TopKSAE(params, k, rule="relu", center_input=True, normalize_input=True)

@@ -1,7 +1,7 @@
 """The published experiment's own checkpoint: one file `pos{p}_layer{l}_d{F}_k{K}.pt`.
 
 It is the format of `TopKAutoencoder` in the public repository GusSand/CoT_Exploration
-(2025): a top-k of magnitudes with the sign kept, no centering, no normalization.
+(2025), a top-k of magnitudes that keeps the sign, centers nothing and normalizes nothing.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_jax.architectures.base import SAE
 from sae_jax.architectures.topk import TopKSAE
-from sae_jax.formats import fields, files, rewriting, torch_files
+from sae_jax.formats import fields, files, names, rewriting, torch_files
 
 MARK = "model_state_dict"
 """An entry that no other format's PyTorch file has."""
@@ -46,14 +46,8 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
     position = fields.integer(rest, "position", folder, minimum=0)
     del rest["layer"], rest["position"]
 
-    params = rewriting.host_params(sae)
     content = {
-        MARK: {
-            "encoder.weight": params["w_enc"].T,
-            "encoder.bias": params["b_enc"],
-            "decoder.weight": params["w_dec"].T,
-            "decoder.bias": params["b_dec"],
-        },
+        MARK: names.to_theirs(rewriting.host_arrays(sae), _NAMES),
         "config": {
             "input_dim": sae.d_in,
             "latent_dim": sae.d_sae,
@@ -71,7 +65,7 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
 
 
 def load(path: str | Path) -> TopKSAE:
-    """The SAE in one of the experiment's checkpoints.
+    """Loads the SAE in one of the experiment's checkpoints.
 
     Raises:
       ValueError: if the file is missing or damaged, or holds something else than expected.
@@ -81,13 +75,7 @@ def load(path: str | Path) -> TopKSAE:
     config = fields.mapping(checkpoint, "config", path)
     state = fields.mapping(checkpoint, MARK, path)
     files.check_names(state, _NAMES, path)
-    weights = torch_files.to_arrays(state, path)
-    params = {
-        "w_enc": weights["encoder.weight"].T,
-        "b_enc": weights["encoder.bias"],
-        "w_dec": weights["decoder.weight"].T,
-        "b_dec": weights["decoder.bias"],
-    }
+    params = names.to_ours(torch_files.to_arrays(state, path))
     sae = TopKSAE(params, fields.integer(config, "k", path, minimum=1))
     fields.equal(config, "input_dim", sae.d_in, path)
     fields.equal(config, "latent_dim", sae.d_sae, path)
@@ -95,7 +83,7 @@ def load(path: str | Path) -> TopKSAE:
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:
-    """`layer`, `position`, `metrics`, `training_history` and what else `save` was given.
+    """Returns `layer`, `position`, `metrics`, `training_history` and what else `save` was given.
 
     Raises:
       ValueError: if the file is missing or damaged, or holds other than plain values.

@@ -1,4 +1,4 @@
-"""The same SAE in other parameters, for formats that hold fewer kinds of SAE than the modules.
+"""Rewrites an SAE for formats that hold fewer kinds of SAE than the modules.
 
 Each rewriting leaves reconstructions as they are. A file that holds a rewritten SAE
 says so in a note of its config, so that what can be undone exactly is undone on reading.
@@ -23,45 +23,56 @@ DOUBLED = "doubled"
 CENTERED = "centered"
 
 
-def host_params(sae: SAE) -> Arrays:
-    """The parameters as float32 NumPy arrays."""
-    return {name: np.asarray(array, np.float32) for name, array in sae.params.items()}
+def host_arrays(sae: SAE) -> Arrays:
+    """Returns the parameters, and the threshold of a JumpReLU, as float32 NumPy arrays."""
+    arrays = dict(sae.params)
+    if isinstance(sae, JumpReLUSAE):
+        arrays["threshold"] = sae.threshold[...]
+    return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+
+
+def input_options(sae: SAE) -> dict[str, Any]:
+    """Returns what an SAE does to its input, as the modules take it and the own format keeps it."""
+    return {"center_input": sae.center_input, "normalize_input": sae.normalize_input}
 
 
 def to_relu_rule(sae: TopKSAE) -> tuple[TopKSAE, list[str]]:
-    """A ReLU-top-k SAE of the same reconstructions, and the rewritings that it took.
+    """Returns a ReLU-top-k SAE of the same reconstructions, and the rewritings that it took.
 
     Where k latents of largest magnitude are kept with their sign, a second copy of each
     latent, negated, turns them into the k largest of 2F latents that a ReLU leaves
-    alone: `z = z2[:F] - z2[F:]`. Exact but for samples in which magnitudes tie.
+    alone: `z = z2[:F] - z2[F:]`. This is exact but for samples in which magnitudes tie.
     """
     if sae.rule == "relu":
         return sae, []
-    p = host_params(sae)
-    params = {
+    p = host_arrays(sae)
+    params = p | {
         "w_enc": np.concatenate([p["w_enc"], -p["w_enc"]], axis=1),
         "b_enc": np.concatenate([p["b_enc"], -p["b_enc"]]),
         "w_dec": np.concatenate([p["w_dec"], -p["w_dec"]]),
-        "b_dec": p["b_dec"],
     }
     return _like(sae, params, rule="relu"), [DOUBLED]
 
 
 def to_centered(sae: TopKSAE) -> tuple[TopKSAE, list[str]]:
-    """An SAE that subtracts `b_dec` before encoding, and the rewritings that it took.
+    """Returns an SAE that subtracts `b_dec` before encoding, and the rewritings that it took.
 
     `x @ w_enc + b_enc = (x - b_dec) @ w_enc + (b_enc + b_dec @ w_enc)`.
     """
     if sae.center_input:
         return sae, []
-    params = host_params(sae)
+    params = host_arrays(sae)
     shift = params["b_dec"].astype(np.float64) @ params["w_enc"].astype(np.float64)
     params["b_enc"] = (params["b_enc"] + shift).astype(np.float32)
     return _like(sae, params, center_input=True), [CENTERED]
 
 
 def to_centered_relu_rule(sae: SAE, name: str) -> tuple[TopKSAE, list[str]]:
-    """Both rewritings, for a format that has one kind of SAE.
+    """Applies both rewritings, for a format that has one kind of SAE.
+
+    Args:
+      sae: the SAE to write.
+      name: name of the format in errors.
 
     Raises:
       ValueError: if the SAE is not a top-k, or normalizes its input.
@@ -76,7 +87,7 @@ def to_centered_relu_rule(sae: SAE, name: str) -> tuple[TopKSAE, list[str]]:
 
 
 def undo(sae: TopKSAE, config: Mapping[str, Any], path: Path) -> TopKSAE:
-    """The SAE that was rewritten as the note in a config says, as far as that is exact.
+    """Undoes what the note in a config says was rewritten, as far as that is exact.
 
     A doubled SAE gets its F latents and their sign back, bit for bit. A centered one
     stays centered, since subtracting the shift again would round once more.
@@ -91,91 +102,75 @@ def undo(sae: TopKSAE, config: Mapping[str, Any], path: Path) -> TopKSAE:
         raise fields.refused("rewritten", steps, f"some of {[DOUBLED, CENTERED]}", path)
     if DOUBLED not in steps:
         return sae
-    p = host_params(sae)
+    p = host_arrays(sae)
     half = sae.d_sae // 2
-    mirrored = (
-        sae.rule == "relu"
-        and np.array_equal(p["w_enc"][:, half:], -p["w_enc"][:, :half], equal_nan=True)
-        and np.array_equal(p["b_enc"][half:], -p["b_enc"][:half], equal_nan=True)
-        and np.array_equal(p["w_dec"][half:], -p["w_dec"][:half], equal_nan=True)
-    )
-    if not mirrored:
-        raise ValueError(f"{path} says that latents are doubled, but they are not mirrored")
-    params = {
+    params = p | {
         "w_enc": p["w_enc"][:, :half],
         "b_enc": p["b_enc"][:half],
         "w_dec": p["w_dec"][:half],
-        "b_dec": p["b_dec"],
     }
-    return _like(sae, params, rule="abs")
+    single = _like(sae, params, rule="abs")
+    doubled = host_arrays(to_relu_rule(single)[0])
+    mirrored = all(np.array_equal(doubled[name], p[name], equal_nan=True) for name in p)
+    if sae.rule != "relu" or not mirrored:
+        raise ValueError(f"{path} says that latents are doubled, but they are not mirrored")
+    return single
 
 
 def fold_decoder_norms(sae: TopKSAE | JumpReLUSAE) -> TopKSAE | JumpReLUSAE:
-    """An SAE whose latents are those of `sae` times the norm of their decoder row.
+    """Returns an SAE whose latents are those of `sae` times the norm of their decoder row.
 
     Reconstructions of the same latents stay; what changes is which latents a top-k ranks
     first, or what a threshold, kept as it is, lets through. A latent whose decoder row is
     zero becomes zero throughout.
     """
-    p = host_params(sae)
-    norms = np.linalg.norm(p["w_dec"].astype(np.float64), axis=1)
+    params = host_arrays(sae)
+    norms = np.linalg.norm(params["w_dec"].astype(np.float64), axis=1)
     divisors = np.where(norms == 0.0, 1.0, norms)
-    params = {
-        "w_enc": (p["w_enc"] * norms).astype(np.float32),
-        "b_enc": (p["b_enc"] * norms).astype(np.float32),
-        "w_dec": (p["w_dec"] / divisors[:, None]).astype(np.float32),
-        "b_dec": p["b_dec"],
+    params |= {
+        "w_enc": (params["w_enc"] * norms).astype(np.float32),
+        "b_enc": (params["b_enc"] * norms).astype(np.float32),
+        "w_dec": (params["w_dec"] / divisors[:, None]).astype(np.float32),
     }
     if isinstance(sae, TopKSAE):
         return _like(sae, params)
-    return JumpReLUSAE(
-        params,
-        sae.threshold[...],
-        center_input=sae.center_input,
-        normalize_input=sae.normalize_input,
-    )
+    threshold = params.pop("threshold")
+    return JumpReLUSAE(params, threshold, **input_options(sae))
 
 
-def gated_to_jumprelu(
-    weights: Mapping[str, np.ndarray],
-    *,
-    b_gate: np.ndarray,
-    b_mag: np.ndarray,
-    r_mag: np.ndarray,
-    center_input: bool = False,
-    normalize_input: bool = False,
-) -> JumpReLUSAE:
-    """The JumpReLU SAE of the same latents as a gated one (arXiv:2404.16014, section 3.2).
+def gated_to_jumprelu(arrays: Mapping[str, np.ndarray], **options: Any) -> JumpReLUSAE:
+    """Returns the JumpReLU SAE of the same latents as a gated one (arXiv:2404.16014, section 3.2).
 
     A gated latent with `h = x @ w_enc` is `relu(h exp(r_mag) + b_mag)` where `h + b_gate` is
     above zero. As `exp(r_mag)` is positive, that is where the magnitude before its ReLU is
     above `b_mag - b_gate exp(r_mag)`: its threshold.
 
     Args:
-      weights: `w_enc [D, F]`, `w_dec [F, D]` and `b_dec [D]`.
-      b_gate, b_mag, r_mag: `[F]`.
-      center_input, normalize_input: as in `SAE`.
+      arrays: `w_enc [D, F]`, `w_dec [F, D]`, `b_dec [D]`, and `b_gate`, `b_mag` and `r_mag`, `[F]`.
+      **options: `center_input` and `normalize_input`, as `SAE` takes them.
 
     Raises:
       ValueError: if shapes do not fit each other.
     """
-    num_latents = weights["w_enc"].shape[-1:]
-    for name, array in (("b_gate", b_gate), ("b_mag", b_mag), ("r_mag", r_mag)):
-        if array.shape != num_latents:  # Others would broadcast.
-            raise ValueError(f"{name} has shape {array.shape}; w_enc calls for {num_latents}")
-    scales = np.exp(r_mag.astype(np.float64))
-    params = dict(weights) | {
-        "w_enc": (weights["w_enc"] * scales).astype(np.float32),
-        "b_enc": b_mag,
+    num_latents = arrays["w_enc"].shape[-1:]
+    for name in ("b_gate", "b_mag", "r_mag"):
+        if arrays[name].shape != num_latents:  # Others would broadcast.
+            raise ValueError(
+                f"{name} has shape {arrays[name].shape}; w_enc calls for {num_latents}"
+            )
+    scales = np.exp(arrays["r_mag"].astype(np.float64))
+    params = {
+        "w_enc": (arrays["w_enc"] * scales).astype(np.float32),
+        "b_enc": arrays["b_mag"],
+        "w_dec": arrays["w_dec"],
+        "b_dec": arrays["b_dec"],
     }
-    threshold = (b_mag - b_gate * scales).astype(np.float32)
-    return JumpReLUSAE(
-        params, threshold, center_input=center_input, normalize_input=normalize_input
-    )
+    threshold = (arrays["b_mag"] - arrays["b_gate"] * scales).astype(np.float32)
+    return JumpReLUSAE(params, threshold, **options)
 
 
 def noted_metadata(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The metadata in a config's note, or the whole config where there is no note.
+    """Returns the metadata in a config's note, or the whole config where there is no note.
 
     Raises:
       ValueError: if the note is not what this project writes.
@@ -186,9 +181,5 @@ def noted_metadata(config: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _like(sae: TopKSAE, params: Arrays, **changes: Any) -> TopKSAE:
-    options: dict[str, Any] = {
-        "rule": sae.rule,
-        "center_input": sae.center_input,
-        "normalize_input": sae.normalize_input,
-    }
-    return TopKSAE(params, sae.k, **(options | changes))
+    options: dict[str, Any] = {"rule": sae.rule} | input_options(sae) | changes
+    return TopKSAE(params, sae.k, **options)

@@ -1,8 +1,8 @@
 """SAELens: `sae_weights.safetensors` and `cfg.json` (github.com/decoderesearch/SAELens).
 
-Every version is read, version 6 is written. That holds every SAE of this project but one: a
-top-k of magnitudes, which is doubled. (Its `abstopk` architecture, read here, came with 6.54;
-the rest of 6 opens a doubled one.)
+Every version is read, version 6 is written. Version 6 holds every SAE of this project but one, a
+top-k of magnitudes, which is doubled. (Its `abstopk` architecture, which is read here, came with
+6.54; earlier releases open a doubled SAE.)
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ import numpy as np
 from sae_jax.architectures.base import SAE
 from sae_jax.architectures.jumprelu import JumpReLUSAE
 from sae_jax.architectures.topk import TopKSAE
-from sae_jax.formats import fields, files, rewriting, saelens_legacy
+from sae_jax.formats import fields, files, names, rewriting, saelens_legacy
 
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
 
-# The version whose meaning of the config's fields is followed; later 6.x keep it.
+# The config's fields mean here what they mean in this version; later 6.x keep it.
 _VERSION = "6.0.0"
-_NAMES = {"W_enc": "w_enc", "b_enc": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec"}
-# What the library assumes where a config has no such field.
+_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
+# The library assumes these values where a config has no such field.
 _DEFAULTS: dict[str, Any] = {
     "apply_b_dec_to_input": True,
     "normalize_activations": "none",
@@ -31,16 +31,15 @@ _DEFAULTS: dict[str, Any] = {
     "metadata": {},
 }
 _RULES: dict[str, Literal["abs", "relu"]] = {"topk": "relu", "abstopk": "abs"}
-_GATES = ("b_gate", "b_mag", "r_mag")
-# Trained by a top-k of a whole batch; checkpoints of training keep these names.
+# These were trained by a top-k of a whole batch; checkpoints of training keep the names.
 _BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
-# What the weights of each architecture hold beside the matrices and `b_dec`.
+# The weights of each architecture hold these arrays beside the matrices and `b_dec`.
 _OTHERS: dict[str, tuple[str, ...]] = {
     "topk": ("b_enc",),
     "abstopk": ("b_enc",),
     "standard": ("b_enc",),
     "jumprelu": ("b_enc", "threshold"),
-    "gated": _GATES,
+    "gated": ("b_gate", "b_mag", "r_mag"),
 } | dict.fromkeys(_BATCH_TOPK, ("b_enc", "topk_threshold"))
 
 
@@ -72,10 +71,8 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
         specific = {"architecture": "jumprelu"}
     else:
         raise ValueError(f"SAELens files hold a TopKSAE or a JumpReLUSAE, no {type(sae).__name__}")
-    params = rewriting.host_params(sae)
-    weights = {name: params[ours] for name, ours in _NAMES.items()}
-    if isinstance(sae, JumpReLUSAE):
-        weights["threshold"] = np.asarray(sae.threshold[...], np.float32)
+    of_class = ("threshold",) if isinstance(sae, JumpReLUSAE) else ()
+    weights = names.to_theirs(rewriting.host_arrays(sae), (*_NAMES, *of_class))
     config = specific | {
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
@@ -86,14 +83,11 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
         "reshape_activations": "none",
         "metadata": metadata | {"sae_lens_version": _VERSION, rewriting.NOTE: {"rewritten": steps}},
     }
-    files.absent(folder / WEIGHTS)
-    files.write_json(config, folder / CONFIG)
-    files.write_safetensors(weights, folder / WEIGHTS)
-    return folder
+    return files.write_pair(config, folder / CONFIG, weights, folder / WEIGHTS)
 
 
 def load(folder: str | Path) -> TopKSAE | JumpReLUSAE:
-    """The SAE in a folder of SAELens, whoever wrote it.
+    """Loads the SAE in a folder of SAELens, whoever wrote it.
 
     A ReLU is a JumpReLU of threshold 0, a gated SAE is one too (`rewriting.gated_to_jumprelu`),
     and so is a batch top-k with the threshold that SAELens infers by.
@@ -115,17 +109,19 @@ def load(folder: str | Path) -> TopKSAE | JumpReLUSAE:
         "center_input": fields.boolean(config, "apply_b_dec_to_input", path),
         "normalize_input": normalization == "layer_norm",
     }
-    weights = _read_weights(folder / WEIGHTS, architecture)
-    params = {ours: weights[name] for name, ours in _NAMES.items() if name in weights}
+    params = names.to_ours(_read_weights(folder / WEIGHTS, architecture))
     sae: TopKSAE | JumpReLUSAE
     if architecture in _RULES:
         k = fields.integer(config, "k", path, minimum=1)
         sae = TopKSAE(params, k, rule=_RULES[architecture], **options)
     elif architecture == "gated":
-        gates: dict[str, Any] = {name: weights[name] for name in _GATES}
-        sae = rewriting.gated_to_jumprelu(params, **gates, **options)
+        sae = rewriting.gated_to_jumprelu(params, **options)
     else:
-        sae = JumpReLUSAE(params, _threshold(weights, folder), **options)
+        threshold = params.pop("threshold", np.zeros((), np.float32))  # That of a ReLU is 0.
+        if architecture != "jumprelu":
+            what = f"topk_threshold in {folder / WEIGHTS}"
+            threshold = files.for_each_latent(threshold, params["b_enc"], what)
+        sae = JumpReLUSAE(params, threshold, **options)
     fields.equal(config, "d_in", sae.d_in, path)
     fields.equal(config, "d_sae", sae.d_sae, path)
     rescaled = fields.boolean(config, "rescale_acts_by_decoder_norm", path)
@@ -135,7 +131,7 @@ def load(folder: str | Path) -> TopKSAE | JumpReLUSAE:
 
 
 def load_metadata(folder: str | Path) -> dict[str, Any]:
-    """What SAELens calls the metadata, less what the format itself puts there.
+    """Returns what SAELens calls the metadata, less what the format itself puts there.
 
     Raises:
       ValueError: if the config is missing or damaged.
@@ -160,19 +156,11 @@ def _architecture(config: dict[str, Any], path: Path) -> str:
 
 
 def _read_weights(path: Path, architecture: str) -> files.Arrays:
-    weights = files.read_safetensors(path)
-    # For a time it was always written, and used only after a fine-tuning of these factors.
+    weights = files.read_arrays(path)
+    # For a time this entry was always written, and used only after a fine-tuning of its factors.
     if not np.allclose(weights.pop("scaling_factor", 1.0), 1.0):
         raise ValueError(f"scaling_factor in {path} is other than 1; such an SAE is not read")
-    if architecture == "jumprelu" and "log_threshold" in weights:  # Older checkpoints of training.
+    if architecture == "jumprelu" and "log_threshold" in weights:  # Older training kept this.
         weights["threshold"] = np.exp(weights.pop("log_threshold"))
     files.check_names(weights, ("W_enc", "W_dec", "b_dec", *_OTHERS[architecture]), path)
     return weights
-
-
-def _threshold(weights: files.Arrays, folder: Path) -> np.ndarray:
-    if "threshold" in weights:
-        return weights["threshold"]
-    for_all = weights.get("topk_threshold", np.zeros(()))  # Of a ReLU: 0.
-    number = files.to_number(for_all, f"topk_threshold in {folder / WEIGHTS}")
-    return np.full_like(weights["b_enc"], number)

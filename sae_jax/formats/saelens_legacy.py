@@ -1,4 +1,4 @@
-"""Configs of SAELens before version 6, in the words of version 6.
+"""Puts configs of SAELens before version 6 into the words of version 6.
 
 They keep an SAE's settings and its origin in one flat object, name the activation function
 apart from the architecture, and leave out what was not thought of yet.
@@ -15,7 +15,7 @@ _RENAMED = {
     "hook_point_head_index": "hook_head_index",
     "activation_fn_str": "activation_fn",
 }
-# What says how an SAE computes; the rest of a flat config says where it comes from.
+# These fields say how an SAE computes; the rest of a flat config says where it comes from.
 _SETTINGS = (
     "architecture",
     "activation_fn",
@@ -33,7 +33,7 @@ _SETTINGS = (
 
 
 def modernize(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A config as version 6 would have written it; one of version 6 is returned as it is.
+    """Returns a config as version 6 would have written it, which one of version 6 is already.
 
     Raises:
       ValueError: if the activation function is neither a ReLU nor a top-k, or a field of
@@ -47,15 +47,13 @@ def modernize(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if fields.choice(flat, "activation_fn", ("relu", "topk"), path) == "topk":
         options = fields.mapping(flat, "activation_fn_kwargs", path)
         flat |= {"architecture": "topk", "k": fields.integer(options, "k", path, minimum=1)}
-    # It was true or false, then one of several names or null.
-    named = {True: "expected_average_only_in", False: "none", None: "none"}
+    # The field was true or false at first, then one of several names or null.
     normalization = flat.get("normalize_activations")
     if normalization is None or isinstance(normalization, bool):
-        flat["normalize_activations"] = named[normalization]
-    origin = {name: value for name, value in flat.items() if name not in _SETTINGS}
-    flat["metadata"] = {name: value for name, value in origin.items() if name != "metadata"}
-    flat["metadata"] |= metadata
-    return flat
+        flat["normalize_activations"] = "expected_average_only_in" if normalization else "none"
+    known = (*_SETTINGS, "metadata")
+    origin = {name: value for name, value in flat.items() if name not in known}
+    return flat | {"metadata": origin | metadata}
 
 
 def _is_version_6(version: Any) -> bool:

@@ -10,13 +10,13 @@ from typing import Any
 
 from sae_jax.architectures.base import SAE
 from sae_jax.architectures.topk import TopKSAE
-from sae_jax.formats import fields, files, rewriting
+from sae_jax.formats import fields, files, names, rewriting
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
 
 _NAMES = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
-# What the library assumes where an older config has no such field.
+# The library assumes these values where an older config has no such field.
 _DEFAULTS = {
     "activation": "topk",
     "signed": False,
@@ -43,13 +43,6 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
     """
     folder = Path(folder)
     written, steps = rewriting.to_centered_relu_rule(sae, "sparsify")
-    params = rewriting.host_params(written)
-    weights = {
-        "encoder.weight": params["w_enc"].T,
-        "encoder.bias": params["b_enc"],
-        "W_dec": params["w_dec"],
-        "b_dec": params["b_dec"],
-    }
     config = {
         "activation": "topk",
         "normalize_decoder": False,
@@ -61,14 +54,12 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
         "d_in": written.d_in,
         rewriting.NOTE: {"rewritten": steps, "metadata": dict(metadata or {})},
     }
-    files.absent(folder / WEIGHTS)
-    files.write_json(config, folder / CONFIG)
-    files.write_safetensors(weights, folder / WEIGHTS)
-    return folder
+    weights = names.to_theirs(rewriting.host_arrays(written), _NAMES)
+    return files.write_pair(config, folder / CONFIG, weights, folder / WEIGHTS)
 
 
 def load(folder: str | Path) -> TopKSAE:
-    """The SAE in a folder of sparsify, whoever wrote it.
+    """Loads the SAE in a folder of sparsify, whoever wrote it.
 
     Raises:
       ValueError: if a file is missing or damaged, or holds a transcoder, a skip
@@ -83,15 +74,9 @@ def load(folder: str | Path) -> TopKSAE:
             raise fields.refused(name, True, "false", path)
     k = fields.integer(config, "k", path, minimum=1)
 
-    weights = files.read_safetensors(folder / WEIGHTS)
+    weights = files.read_arrays(folder / WEIGHTS)
     files.check_names(weights, _NAMES, folder / WEIGHTS)
-    params = {
-        "w_enc": weights["encoder.weight"].T,
-        "b_enc": weights["encoder.bias"],
-        "w_dec": weights["W_dec"],
-        "b_dec": weights["b_dec"],
-    }
-    sae = TopKSAE(params, k, rule="relu", center_input=True)
+    sae = TopKSAE(names.to_ours(weights), k, rule="relu", center_input=True)
     fields.equal({"d_in": sae.d_in} | config, "d_in", sae.d_in, path)
     if fields.integer(config, "num_latents", path, minimum=0):
         fields.equal(config, "num_latents", sae.d_sae, path)
@@ -102,7 +87,7 @@ def load(folder: str | Path) -> TopKSAE:
 
 
 def load_metadata(folder: str | Path) -> dict[str, Any]:
-    """The metadata given to `save`, or the whole config of a folder that others wrote.
+    """Returns the metadata given to `save`, or the whole config of a folder that others wrote.
 
     Raises:
       ValueError: if the config is missing or damaged.

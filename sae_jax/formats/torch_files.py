@@ -15,7 +15,7 @@ from sae_jax.formats import files
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The dict in a PyTorch file, read by the unpickler that builds nothing but data.
+    """Reads the dict in a PyTorch file, by the unpickler that builds nothing but data.
 
     Raises:
       ValueError: if the file is missing, damaged, or holds anything but tensors and
@@ -44,7 +44,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def to_arrays(tensors: Mapping[str, Any], path: Path) -> files.Arrays:
-    """PyTorch tensors as float32 arrays.
+    """Converts PyTorch tensors to float32 arrays.
 
     Raises:
       ValueError: if an entry is not an ordinary tensor of floats.
@@ -68,7 +68,7 @@ def to_arrays(tensors: Mapping[str, Any], path: Path) -> files.Arrays:
 
 
 def to_integer(tensor: Any, what: str) -> int:
-    """The one integer in a PyTorch tensor.
+    """Returns the one integer in a PyTorch tensor.
 
     Raises:
       ValueError: if there is anything else.

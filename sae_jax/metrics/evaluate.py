@@ -1,6 +1,7 @@
 """From trained arrays to metrics: members side by side."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +101,7 @@ def group_metrics(
         x_hat = sae.decode(z, x)
         return quality.update(sums, x if target is None else target, z, x_hat, mask, outliers)
 
-    def step(sums: quality.Sums, batch: tuple[jax.Array, ...]) -> tuple[quality.Sums, None]:
+    def step(sums: quality.Sums, batch: tuple[Any, ...]) -> tuple[quality.Sums, None]:
         lifted = jax.vmap(one, in_axes=(0, 0, 0, 0, None, None, None, None))
         return lifted(params, kept, hyper, sums, *batch), None
 

@@ -1,7 +1,7 @@
 """Where the batches of an epoch come from."""
 
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ class Samples(NamedTuple):
       target: float32 `[..., D_out]`; `None` where that is the samples themselves.
     """
 
-    x: jax.Array
-    target: jax.Array | None = None
+    x: Any
+    target: Any = None
 
 
 class Batches(NamedTuple):
@@ -61,7 +61,7 @@ class InMemory:
     ):
         """Puts the samples `[n, D]`, and targets `[n, D_out]`, on the device."""
         self.num_samples, self.d_in = x.shape
-        self._samples = placement.put(Samples(x, target))
+        self._samples = placement.put(jax.tree.map(jnp.asarray, Samples(x, target)))
         self._batch_size = batch_size
 
     def epoch(self, data_seed: int, epoch: int) -> Batches:

@@ -10,18 +10,19 @@ from threading import Event
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from sae_jax.activations.slices import ActivationData, DataSlice, Slices, of_slice, slices_of
-from sae_jax.architectures.base import Arrays, Hyperparameters
+from sae_jax.activations.slices import ActivationData, DataSlice, of_slice
+from sae_jax.architectures.functional import folded
 from sae_jax.architectures.registry import architecture_of
+from sae_jax.architectures.training import Arrays, Hyperparameters
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.metrics.evaluate import evaluate_group
 from sae_jax.sweep.batches import BatchSource, InMemory
 from sae_jax.sweep.checkpoints import GroupCheckpoints, SweepCheckpoints
-from sae_jax.sweep.checksums import fingerprint
+from sae_jax.sweep.hyperparameters import hyperparameters
+from sae_jax.sweep.normalization import center_of, mean_and_scale
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import Group, Plan, plan_sweep
 from sae_jax.sweep.preemption import Preempted, preemption_notice
@@ -34,6 +35,7 @@ from sae_jax.sweep.result import (
     divergence,
     writing_sweep,
 )
+from sae_jax.sweep.samples import SweepSamples
 from sae_jax.sweep.step import Optimizer, Program, adam, init_group, train_epoch
 
 # Above which share of the variance in 1 % of the rows a sweep warns; a normal distribution's is
@@ -47,6 +49,9 @@ def train_sweep(
     val: ActivationData,
     train_config: TrainConfig | None = None,
     *,
+    targets: ActivationData | None = None,
+    val_targets: ActivationData | None = None,
+    target_weights: Sequence[float] | None = None,
     optimizer: Optimizer = adam,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int | None = None,
@@ -67,6 +72,12 @@ def train_sweep(
         selections, or a mapping from (layer, position) to arrays.
       val: validation activations, likewise.
       train_config: what the members share.
+      targets: what is to be reconstructed from each training sample, row by row, if not the
+        sample itself: the members are then transcoders. Where samples and targets are several
+        layers side by side, as `side_by_side` puts them, they are crosscoders.
+      val_targets: the same of the validation samples.
+      target_weights: weight of each of so many equal parts of a target in the loss, such as
+        one a layer.
       optimizer: makes the optimizer of a learning rate, which is traced, as
         `lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))` does; Adam
         as in the published experiment unless named. It is called once for each program that
@@ -93,7 +104,8 @@ def train_sweep(
     Raises:
       ValueError: if there are no members, or one twice; activations are not finite float
         arrays `[n, D]` of one width; a member's data slice is not among them, or does not
-        fit memory; `data` is not JSON; `output` holds something; or the checkpoints are of
+        fit memory; targets are of other numbers of rows, or a config cannot be a transcoder;
+        `data` is not JSON; `output` holds something; or the checkpoints are of
         another sweep or of other data.
       Preempted: after SIGTERM, when `checkpoint_dir` holds what is finished.
     """
@@ -102,22 +114,22 @@ def train_sweep(
     data = described(train) | dict(data or {})
     if output is not None:
         check_free(Path(output), overwrite)
-    train_slices, val_slices = slices_of(train, "train"), slices_of(val, "val")
-    configs = _resolved(configs, train_slices, val_slices)
-    for data_slice in val_slices.constant:
+    samples = SweepSamples.of(train, val, targets, val_targets, target_weights)
+    configs = _resolved(configs, samples)
+    for data_slice in samples.constant:
         warnings.warn(
             f"all rows of val{of_slice(data_slice)} are equal: fvu and r2 are undefined there,"
             " and come out as NaN",
             stacklevel=2,
         )
     placement = Placement.default()
-    plan = plan_sweep(configs, train_slices.shapes, train_config, placement)
+    plan = plan_sweep(configs, samples.sizes, train_config, placement, samples.offset_severity)
     members: dict[int, Member] = {}
     warned: set[DataSlice] = set()
     with ExitStack() as stack:
         checkpoints = preempted = None
         if checkpoint_dir is not None:
-            identity = _identity(configs, train_config, optimizer, train_slices, val_slices)
+            identity = _identity(configs, train_config, optimizer, samples)
             checkpoints = stack.enter_context(
                 SweepCheckpoints.open(checkpoint_dir, identity, plan, checkpoint_every)
             )
@@ -142,23 +154,38 @@ def train_sweep(
                 k_max=group.k_max,
                 sequential=group.sequential,
             )
-            x_train = train_slices[group.data_slice]
-            hyper = hyperparameters(group_configs, *x_train.shape)
+            data_slice, template = group.data_slice, program.template
+            x_norm, y_norm = samples.normalizations(data_slice, template.normalize)
+            x_train, y_train = samples.train(data_slice)
+            x_train = x_norm(x_train)
+            y_train = None if y_train is None else y_norm(y_train)
+            target = x_train if y_train is None else y_train
+            num_samples, d_in = x_train.shape
+            scale = mean_and_scale(x_train)[1]
+            hyper = hyperparameters(group_configs, train_config, num_samples, d_in, scale)
             params, kept, losses = _train_group(
                 group,
                 program,
                 hyper,
+                center_of(target, template.b_dec_init),
                 _data_seed(group_configs[0], train_config),
-                InMemory(x_train, train_config.batch_size, placement),
+                InMemory(x_train, train_config.batch_size, placement, y_train),
                 train_config,
                 placement,
                 checkpoints.group(i) if checkpoints else None,
                 preempted,
                 bar,
             )
-            x_val = val_slices[group.data_slice]
-            scores = _scores(group, program, params, kept, hyper, x_val)
-            trained = _members(group_configs, params, kept, scores, losses, x_val)
+            del x_train, y_train, target
+            if x_norm.changes or y_norm.changes or architecture_of(template).is_rescaled(template):
+                params, kept = folded(template, params, kept, x_norm, y_norm)
+            x_val, y_val = samples.val(data_slice)
+            scores = _scores(group, program, params, kept, hyper, x_val, y_val)
+            scored = x_val if y_val is None else y_val
+            severity = {"offset_severity": samples.offset_severity[data_slice]}
+            trained = _members(
+                group_configs, params, kept, [score | severity for score in scores], losses, scored
+            )
             for member, result in zip(group.members, trained, strict=True):
                 _warn_of_outliers(result, len(x_val), warned)
                 if writer:
@@ -187,21 +214,24 @@ def _warn_of_outliers(member: Member, num_samples: int, warned: set[DataSlice]) 
 
 
 def plan_for(
-    configs: Sequence[SAEConfig], train: ActivationData, train_config: TrainConfig | None = None
+    configs: Sequence[SAEConfig],
+    train: ActivationData,
+    train_config: TrainConfig | None = None,
+    *,
+    targets: ActivationData | None = None,
 ) -> Plan:
     """The plan that `train_sweep` would follow; print it to see groups, memory and work.
 
     Raises:
       ValueError: as `train_sweep` does.
     """
-    slices = slices_of(train, "train")
-    configs = _resolved(configs, slices, slices)
-    return plan_sweep(configs, slices.shapes, train_config or TrainConfig())
+    samples = SweepSamples.of(train, train, targets, targets)
+    configs = _resolved(configs, samples)
+    train_config = train_config or TrainConfig()
+    return plan_sweep(configs, samples.sizes, train_config, offset_severity=samples.offset_severity)
 
 
-def _resolved(
-    configs: Iterable[SAEConfig], train_slices: Slices, val_slices: Slices
-) -> list[SAEConfig]:
+def _resolved(configs: Iterable[SAEConfig], samples: SweepSamples) -> list[SAEConfig]:
     """The configs, each naming a data slice that there is."""
     if isinstance(configs, SAEConfig):
         raise ValueError("configs is one SAEConfig; expected a sequence, [config]")
@@ -215,14 +245,9 @@ def _resolved(
                 " such as SAEConfig(d_sae=512, k=50)"
             )
         architecture_of(config).check(config)
-    if train_slices.keys() != val_slices.keys():
-        raise ValueError(f"train has slices {list(train_slices)}, val has {list(val_slices)}")
-    if train_slices.d_in != val_slices.d_in:
-        raise ValueError(
-            f"train has activations of width {train_slices.d_in}, val of {val_slices.d_in}"
-        )
-    if len(train_slices) == 1:
-        (layer, position) = next(iter(train_slices))
+        samples.check(config)
+    if len(samples.sizes) == 1:
+        (layer, position) = next(iter(samples.sizes))
         configs = [
             dataclasses.replace(config, layer=layer, position=position)
             if config.data_slice == (None, None)
@@ -230,10 +255,10 @@ def _resolved(
             for config in configs
         ]
     for config in configs:
-        if config.data_slice not in train_slices:
+        if config.data_slice not in samples.sizes:
             raise ValueError(
                 f"{config} wants (layer, position) {config.data_slice}; the data has"
-                f" {list(train_slices)}"
+                f" {list(samples.sizes)}"
             )
     first: dict[SAEConfig, int] = {}
     for i, config in enumerate(configs):
@@ -249,15 +274,13 @@ def _identity(
     configs: Sequence[SAEConfig],
     train_config: TrainConfig,
     optimizer: Optimizer,
-    train: Slices,
-    val: Slices,
+    samples: SweepSamples,
 ) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
     identity = {
         "configs": [dataclasses.asdict(config) for config in configs],
         "train_config": dataclasses.asdict(train_config),
-        "train": {f"{layer}, {position}": fingerprint(x) for (layer, position), x in train.items()},
-        "val": {f"{layer}, {position}": fingerprint(x) for (layer, position), x in val.items()},
+        **samples.fingerprints(),
     }
     if optimizer is not adam:
         name = getattr(optimizer, "__qualname__", type(optimizer).__qualname__)
@@ -269,6 +292,7 @@ def _train_group(
     group: Group,
     program: Program,
     hyper: Hyperparameters,
+    center: np.ndarray,
     data_seed: int,
     source: BatchSource,
     train_config: TrainConfig,
@@ -278,7 +302,9 @@ def _train_group(
     bar: tqdm,
 ) -> tuple[Arrays, Arrays, np.ndarray]:
     """What was trained and what was kept, leading axis M, and all losses, `[num_steps, M]`."""
-    initial = partial(init_group, hyper, program=program, d_in=source.d_in, width=group.width)
+    initial = partial(
+        init_group, hyper, center, program=program, d_in=source.d_in, width=group.width
+    )
     steps_per_epoch = -(-source.num_samples // train_config.batch_size)
     restored = None
     if checkpoints:
@@ -290,7 +316,8 @@ def _train_group(
     bar.update(first_epoch * num_members)
     for epoch in range(first_epoch, train_config.epochs):
         batches = source.epoch(data_seed, epoch)
-        state, losses = train_epoch(state, hyper, batches, program=program)
+        first_step = epoch * steps_per_epoch
+        state, losses = train_epoch(state, hyper, batches, first_step, program=program)
         if history:
             # One epoch behind, so that the device never waits for the display.
             bar.set_postfix(loss=f"{np.median(np.asarray(history[-1])):.4g}", refresh=False)
@@ -304,7 +331,7 @@ def _train_group(
                 raise Preempted(f"stopped by SIGTERM after epoch {epoch + 1} of a group")
         bar.update(num_members)
     # Scoring does not need the optimizer's state, often two thirds of all.
-    return state.params, state.kept, _joined(history)
+    return state.average or state.params, state.kept, _joined(history)
 
 
 def _joined(history: Sequence[np.ndarray | jax.Array]) -> np.ndarray:
@@ -315,34 +342,17 @@ def _data_seed(config: SAEConfig, train_config: TrainConfig) -> int:
     return train_config.data_seed if config.data_seed is None else config.data_seed
 
 
-def hyperparameters(configs: Sequence[SAEConfig], num_samples: int, d_in: int) -> Hyperparameters:
-    """What is traced of the members, `[M]` each; defaults that depend on the data are filled in."""
-
-    def stacked(values: Iterable[float], dtype: Any) -> jax.Array:
-        return jnp.array(list(values), dtype)
-
-    return Hyperparameters(
-        seed=stacked((c.seed for c in configs), jnp.uint32),
-        d_sae=stacked((c.d_sae for c in configs), jnp.int32),
-        k=stacked((c.k or 0 for c in configs), jnp.int32),
-        learning_rate=stacked((c.learning_rate for c in configs), jnp.float32),
-        aux_coefficient=stacked((c.aux_coefficient for c in configs), jnp.float32),
-        aux_k=stacked((c.aux_k or min(max(d_in // 2, 1), c.d_sae) for c in configs), jnp.int32),
-        dead_after=stacked((c.dead_after or num_samples for c in configs), jnp.int32),
-    )
-
-
 def _members(
     configs: Sequence[SAEConfig],
     params: Arrays,
     kept: Arrays,
     scores: Sequence[Mapping[str, float | int | np.ndarray]],
     losses: np.ndarray,
-    x_val: np.ndarray,
+    scored: np.ndarray,
 ) -> Iterator[Member]:
     """The members one by one, each of its true size."""
     # Samples whose squares overflow have an infinite error under any SAE.
-    overflows = not np.isfinite(np.vdot(x_val, x_val))
+    overflows = not np.isfinite(np.vdot(scored, scored))
     for i, (config, score) in enumerate(zip(configs, scores, strict=True)):
         own = jax.device_get({name: array[i] for name, array in (params | kept).items()})
         scalars = {
@@ -368,6 +378,7 @@ def _scores(
     kept: Arrays,
     hyper: Hyperparameters,
     x_val: np.ndarray,
+    y_val: np.ndarray | None,
 ) -> list[dict[str, float | int | np.ndarray]]:
     """Every metric of every member, of as many at once as the plan says."""
     num_members = len(group.members)
@@ -378,7 +389,12 @@ def _scores(
         share = slice(first, first + group.scored_at_once)
         of_share = partial(jax.tree.map, lambda leaf, share=share: leaf[share])
         found = evaluate_group(
-            program.template, of_share(params), of_share(kept), of_share(hyper), x_val
+            program.template,
+            of_share(params),
+            of_share(kept),
+            of_share(hyper),
+            x_val,
+            target=y_val,
         )
         scores += found[len(scores) - first :]
     return scores

@@ -67,31 +67,41 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The groups of a sweep, in the order in which they train; prints as a table."""
+    """The groups of a sweep, in the order in which they train; prints as a table.
+
+    Attributes:
+      groups: the groups.
+      offset_severity: norm of the training samples' mean over that of their standard deviations,
+        by data slice, as far as it is known.
+    """
 
     groups: tuple[Group, ...]
+    offset_severity: Mapping[DataSlice, float] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = [
             "group  members  order         width  kernel         layer  position  padding"
-            "  memory [MiB]  GFLOP/step"
+            "  memory [MiB]  GFLOP/step  offset severity"
         ]
         for i, group in enumerate(self.groups):
             layer, position = ("-" if part is None else part for part in group.data_slice)
             order = "in turns" if group.sequential else "side by side"
+            severity = self.offset_severity.get(group.data_slice)
             rows.append(
                 f"{i:5d}  {len(group.members):7d}  {order:12}  {group.width:5d}"
                 f"  {group.kernel:13}  {layer!s:>5}  {position!s:>8}  {group.padding:7.1%}"
                 f"  {group.num_bytes / 2**20:12.1f}  {group.flops_per_step / 1e9:10.2f}"
+                f"  {'-' if severity is None else f'{severity:.2f}':>15}"
             )
         return "\n".join(rows)
 
 
 def plan_sweep(
     configs: Sequence[SAEConfig],
-    data_sizes: Mapping[DataSlice, tuple[int, int]],
+    data_sizes: Mapping[DataSlice, tuple[int, int, int]],
     train_config: TrainConfig,
     placement: Placement | None = None,
+    offset_severity: Mapping[DataSlice, float] | None = None,
 ) -> Plan:
     """Groups the members of a sweep.
 
@@ -102,9 +112,11 @@ def plan_sweep(
 
     Args:
       configs: the members.
-      data_sizes: number of training samples and width of an activation, (n, d_in), by slice.
+      data_sizes: number of training samples, width of a sample and of a target, (n, d_in,
+        d_out), by slice.
       train_config: for batch size, `kernel`, `data_seed`, `max_padding` and `memory_budget`.
       placement: where the groups are trained; JAX's first device if `None`.
+      offset_severity: what the plan is to print of each data slice.
 
     Returns:
       The plan, the same for the same arguments on the same kind of device.
@@ -154,13 +166,14 @@ def plan_sweep(
             open_group = wider
         if open_group:
             groups.append(open_group)
-    return Plan(tuple(groups))
+    return Plan(tuple(groups), offset_severity or {})
 
 
 def _kernel(config: SAEConfig, d_in: int, train_config: TrainConfig, placement: Placement) -> str:
     """The kernel that is asked for, or the one that should be fastest for a member."""
-    # What an auxiliary loss adds needs all latents.
-    serving = () if config.aux_coefficient else architecture_of(config).kernels
+    # What an auxiliary loss adds needs all latents, and the first k of many may be all of them.
+    serves = not (config.aux_coefficient or config.k_anneal_steps)
+    serving = architecture_of(config).kernels if serves else ()
     if train_config.kernel != "auto":
         if train_config.kernel not in ("dense", *serving):
             raise ValueError(
@@ -185,35 +198,36 @@ def _group(
     members: tuple[int, ...],
     configs: Sequence[SAEConfig],
     data_slice: DataSlice,
-    data_size: tuple[int, int],
+    data_size: tuple[int, int, int],
     batch_size: int,
     kernel: str,
     budget: int,
     on_cpu: bool,
 ) -> Group:
-    num_samples, d_in = data_size
+    num_samples, d_in, d_out = data_size
     sizes = [configs[i].d_sae for i in members]
     width = max(sizes)
     largest_k = max(configs[i].k or 0 for i in members)
-    num_params = 2 * d_in * width + width + d_in
+    num_params = (d_in + d_out) * width + width + d_out
     # Pre-activations, latents and their gradients; reconstruction, error, its gradient.
-    num_activations = batch_size * (4 * width + 3 * d_in)
-    state_bytes = _FLOAT_BYTES * _STATE_COPIES * num_params * len(members)
+    num_activations = batch_size * (4 * width + 3 * d_out)
+    state_copies = _STATE_COPIES + any(configs[i].weight_average > 0 for i in members)
+    state_bytes = _FLOAT_BYTES * state_copies * num_params * len(members)
     in_turn_on_cpu = len(members) == 1 or state_bytes > SIDE_BY_SIDE_MAX_BYTES
     # Side by side every width of the kernel on firing rows would be computed.
     sequential = kernel != "dense" or (on_cpu and in_turn_on_cpu)
     num_at_once = 1 if sequential else len(members)
-    data_floats = num_samples * d_in
+    data_floats = num_samples * (d_in if d_in == d_out else d_in + d_out)
     training = (
-        len(members) * _STATE_COPIES * num_params
+        len(members) * state_copies * num_params
         + num_at_once * (_STEP_COPIES * num_params + num_activations)
-        + sequential * _STATE_COPIES * num_params
+        + sequential * state_copies * num_params
         + 2 * data_floats  # An epoch's batches are a copy.
     )
     restoring = len(members) * _RESTORE_COPIES * num_params
     # Pre-activations, latents, their magnitudes and what selection compares; cosines of as
     # many decoder rows; reconstruction, residual and their deviations.
-    num_score_activations = EVAL_BATCH_SIZE * (6 * width + 4 * d_in)
+    num_score_activations = EVAL_BATCH_SIZE * (6 * width + 4 * d_out)
     scoring_one = int(_SCORE_COPIES * num_params) + num_score_activations
     results = len(members) * _RESULT_COPIES * num_params + data_floats
     num_fit = (budget // _FLOAT_BYTES - results) // scoring_one

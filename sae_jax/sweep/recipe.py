@@ -14,17 +14,15 @@ _FROZEN = {"decoder": "w_dec", "encoder": "w_enc_t"}
 def rate_factor(hyper: Hyperparameters, step: jax.Array) -> jax.Array:
     """What the learning rate is multiplied by at a step: up from the first, down to the last."""
     done, left = step + 1, hyper.num_steps - step
-    up = done.astype(jnp.float32) / jnp.maximum(hyper.warmup_steps, 1)
-    down = left.astype(jnp.float32) / jnp.maximum(hyper.decay_steps, 1)
-    up = jnp.where(hyper.warmup_steps > 0, jnp.minimum(up, 1.0), 1.0)
-    return up * jnp.where(hyper.decay_steps > 0, jnp.minimum(down, 1.0), 1.0)
+    up, down = _share(done, hyper.warmup_steps), _share(left, hyper.decay_steps)
+    return jnp.where(hyper.warmup_steps > 0, up, 1.0) * jnp.where(hyper.decay_steps > 0, down, 1.0)
 
 
 def annealed_k(hyper: Hyperparameters, d_in: int, step: jax.Array) -> jax.Array:
     """k at a step: from d_sae, or D if that is less, in a straight line down to its value."""
     first = jnp.minimum(hyper.d_sae, d_in)
-    left = 1.0 - step.astype(jnp.float32) / jnp.maximum(hyper.k_anneal_steps, 1)
-    more = jnp.maximum(first - hyper.k, 0) * jnp.maximum(left, 0.0)
+    left = 1.0 - _share(step, hyper.k_anneal_steps)
+    more = jnp.maximum(first - hyper.k, 0).astype(jnp.float32) * left
     return hyper.k + jnp.round(more).astype(jnp.int32)
 
 
@@ -57,9 +55,7 @@ def kept_in_place(template: SAEConfig, before: Arrays, after: Arrays) -> Arrays:
     return after
 
 
-def averaged(
-    average: Arrays, params: Arrays, hyper: Hyperparameters, step: jax.Array
-) -> Arrays:
+def averaged(average: Arrays, params: Arrays, hyper: Hyperparameters, step: jax.Array) -> Arrays:
     """The exponential mean of the parameters; of few steps it forgets faster, to leave the start.
 
     The decay is that of the config, but at most (1 + t) / (10 + t) after t steps, as in
@@ -68,6 +64,12 @@ def averaged(
     t = step.astype(jnp.float32)
     decay = jnp.minimum(hyper.weight_average, (1.0 + t) / (10.0 + t))
     return jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
+
+
+def _share(steps: jax.Array, of: jax.Array) -> jax.Array:
+    """Which share of so many steps is done, at most 1."""
+    share = steps.astype(jnp.float32) / jnp.maximum(of, 1).astype(jnp.float32)
+    return jnp.minimum(share, 1.0)
 
 
 def _unit_rows(w: jax.Array) -> jax.Array:

@@ -12,13 +12,13 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from sae_jax.activations.locks import LOCK_NAME, lock
 from sae_jax.architectures.base import PARAM_NAMES, SAE
 from sae_jax.architectures.registry import architecture_of
 from sae_jax.configs import SAEConfig, TrainConfig
-from sae_jax.formats import files, native
+from sae_jax.formats import native
 from sae_jax.sweep.durable import write_json
 from sae_jax.sweep.provenance import as_saved
 
@@ -194,8 +194,11 @@ class SweepWriter:
         """Writes member i, which then need not be kept in memory."""
         folder = self._partial / f"{i:05d}"
         native.save(member.sae(), folder, _jsonable(member.row()), config=member.config)
-        history = {"losses": member.losses, "firing_rate": member.firing_rate}
-        files.write_safetensors(history, folder / HISTORY_NAME)
+        history = {
+            "losses": np.ascontiguousarray(member.losses),
+            "firing_rate": np.ascontiguousarray(member.firing_rate),
+        }
+        save_file(history, folder / HISTORY_NAME)
         self._entries[i] = {
             "config": dataclasses.asdict(member.config),
             "metrics": _jsonable(member.metrics),

@@ -8,7 +8,8 @@ import numpy as np
 
 import sae_jax
 from sae_jax.architectures import losses
-from sae_jax.architectures.base import PARAM_NAMES, init_params
+from sae_jax.architectures.base import PARAM_NAMES
+from sae_jax.architectures.initialization import init_params
 from sae_jax.architectures.topk import TopKSAE
 from sae_jax.ops import dense
 from sae_jax.ops.activation import ABS_TOP_K

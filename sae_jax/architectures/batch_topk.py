@@ -1,0 +1,162 @@
+"""BatchTopK: the latents that rank highest in a whole batch; a threshold for inference."""
+
+from collections.abc import Mapping
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+
+from sae_jax.architectures.aux_k import SinceFired, aux_k_loss
+from sae_jax.architectures.base import SAE, options_of
+from sae_jax.architectures.losses import mse
+from sae_jax.architectures.training import Batch, Hyperparameters, Kernel
+from sae_jax.architectures.unused import UNUSED_BY_TOP_K, refuse_unused
+from sae_jax.configs import SAEConfig
+from sae_jax.ops.matmul import ComputeDtype, training_matmul, training_matmul_transposed
+from sae_jax.ops.top_k import top_k_mask
+
+# dictionary_learning estimates no threshold up to this step.
+_FIRST_STEP = 1000
+
+
+class Threshold(nnx.Variable):
+    """Above which latents fire at inference, float32 `[]`; negative before the first estimate."""
+
+    def follow(self, kept: jax.Array, step: jax.Array, preset: str | None) -> None:
+        """Moves towards the smallest latent that a batch keeps.
+
+        Without a preset the first estimate is that value, and later ones are an exponential mean
+        of decay 0.99, which a batch that keeps nothing leaves alone. SAELens' mean starts from 0.
+        dictionary_learning's starts after step 1,000 with the first value, has decay 0.999, and
+        takes 0 for a batch that keeps nothing.
+
+        Args:
+          kept: latents that the batch keeps, none negative, 0 elsewhere, `[b, F]`.
+          step: steps taken before, `[]`.
+          preset: whose definition is followed.
+        """
+        before = self[...]
+        smallest = jnp.min(jnp.where(kept > 0, lax.stop_gradient(kept), jnp.inf))
+        none = jnp.isinf(smallest)
+        if preset == "dictionary_learning":
+            smallest = jnp.where(none, 0.0, smallest)
+            after = jnp.where(before < 0, smallest, 0.999 * before + 0.001 * smallest)
+            self[...] = jnp.where(step > _FIRST_STEP, after, before)
+            return
+        after = 0.99 * before + 0.01 * smallest
+        if preset is None:
+            after = jnp.where(before < 0, smallest, after)
+        self[...] = jnp.where(none, before, after)
+
+
+class BatchTopKSAE(SAE):
+    """Keeps the k * b largest latents of a batch of b samples in training.
+
+    At inference it keeps latents above a threshold, so that a sample's latents do not depend on
+    the others (Bussmann, Leask and Nanda 2024, arXiv:2412.06410).
+
+    Attributes:
+      k: mean number of latents kept per sample in training.
+      threshold: the threshold, `[]`.
+      since_fired: samples since each latent fired last, `[F]`, where the auxiliary loss needs
+        to know.
+    """
+
+    training_only = ("since_fired",)
+    not_per_latent = ("threshold",)
+    in_latents_units = ("threshold",)
+
+    def __init__(
+        self,
+        params: Mapping[str, jax.Array | np.ndarray],
+        threshold: jax.Array | np.ndarray | float,
+        *,
+        center_input: bool = False,
+        normalize_input: bool = False,
+        dtype: ComputeDtype | DTypeLike = "float32",
+    ):
+        super().__init__(
+            params, center_input=center_input, normalize_input=normalize_input, dtype=dtype
+        )
+        if np.shape(threshold) != ():
+            raise ValueError(f"threshold has shape {np.shape(threshold)}; expected a number, []")
+        self.threshold = Threshold(jnp.asarray(threshold, jnp.float32))
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, jax.Array | np.ndarray], config: SAEConfig) -> Self:
+        """The SAE of a config around parameters that were drawn, trained or read."""
+        cls.check(config)
+        params = dict(params)
+        # SAELens' mean starts from 0, others from the first value.
+        threshold = params.pop("threshold", 0.0 if config.preset == "saelens" else -1.0)
+        return cls(params, threshold, **options_of(config))
+
+    @classmethod
+    def is_rescaled(cls, config: SAEConfig) -> bool:
+        """As SAELens does."""
+        return config.preset == "saelens"
+
+    @classmethod
+    def check(cls, config: SAEConfig) -> None:
+        """Refuses a config without k, or with fields that are of no use.
+
+        Raises:
+          ValueError: naming the field, what was found and what is allowed.
+        """
+        if config.k is None:
+            raise ValueError(f"k is None; {config.architecture} needs 1 to d_sae = {config.d_sae}")
+        refuse_unused(config, *UNUSED_BY_TOP_K, "prefix_fractions")
+
+    def activate(self, pre: jax.Array) -> jax.Array:
+        """Pre-activations above zero and above the threshold, zero elsewhere."""
+        value = jax.nn.relu(pre)
+        return jnp.where(value > self.threshold[...], value, 0.0)
+
+    def start_training(self, config: SAEConfig, hyper: Hyperparameters) -> None:
+        """Keeps what the auxiliary loss needs to know, where there is one."""
+        if config.aux_coefficient:
+            self.since_fired = SinceFired(jnp.zeros(self.d_sae, jnp.int32))
+
+    def loss(self, batch: Batch, hyper: Hyperparameters, kernel: Kernel) -> jax.Array:
+        """Mean squared error, and where it has a coefficient the auxiliary loss AuxK.
+
+        With a preset errors are summed, not averaged, over an activation's dimensions; "saelens"
+        also ranks latents by what they are times the norm of their decoder row. dictionary_learning
+        estimates no threshold in its first 1,000 steps: an SAE that has trained for less keeps
+        every positive latent at inference.
+
+        See `SAE.loss` for the arguments.
+        """
+        x, w_enc_t, b_enc, w_dec = self.encoder_and_decoder(batch.x)
+        pre = training_matmul_transposed(x, w_enc_t, self.dtype) + b_enc[None, :]
+        value = jax.nn.relu(pre)
+        num_kept = hyper.k * len(x)
+        z = jnp.where(top_k_mask(value.reshape(1, -1), num_kept).reshape(value.shape), value, 0.0)
+        self.threshold.follow(z, batch.step, self.preset)
+        scale = 1.0 if self.preset is None else float(self.d_out)
+        y_hat = training_matmul(z, w_dec, self.dtype) + self.b_dec[...][None, :]
+        error = scale * self.error(z, w_dec, y_hat, batch, hyper)
+        if not hasattr(self, "since_fired"):
+            return error
+        # SAELens revives pre-activations as they are, negative ones included.
+        candidates = pre if self.preset == "saelens" else value
+        missed = batch.target - y_hat
+        dead = self.since_fired.count(jnp.any(z > 0, axis=0), batch, hyper, self.preset)
+        return error + aux_k_loss(
+            candidates, candidates, missed, w_dec, dead, batch, hyper, self.preset, self.dtype
+        )
+
+    def error(
+        self,
+        z: jax.Array,
+        w_dec: jax.Array,
+        y_hat: jax.Array,
+        batch: Batch,
+        hyper: Hyperparameters,
+    ) -> jax.Array:
+        """The error of the reconstructions `[b, D]` of latents `[b, F]`, averaged over D."""
+        return mse(y_hat, batch.target)

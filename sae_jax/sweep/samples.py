@@ -1,0 +1,183 @@
+"""What a sweep trains and scores on: samples, and for transcoders their targets."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+
+from sae_jax.activations.slices import ActivationData, DataSlice, Slices, of_slice, slices_of
+from sae_jax.configs import SAEConfig
+from sae_jax.sweep.checksums import fingerprint
+from sae_jax.sweep.normalization import Normalization
+
+Pair = tuple[np.ndarray, np.ndarray | None]
+"""Samples `[n, D]` and their targets `[n, D_out]`, if those are not the samples themselves."""
+
+
+class SweepSamples:
+    """Checked samples and targets of every data slice.
+
+    Attributes:
+      sizes: number of training samples, width of a sample and of a target, by data slice.
+      offset_severity: norm of the training samples' mean over that of their standard deviations,
+        by data slice: where it is above 1 latents die of the offset (Simon, Adams and Zou 2026,
+        arXiv:2605.31518).
+      constant: data slices whose validation rows are all equal.
+    """
+
+    def __init__(
+        self,
+        train: Slices,
+        val: Slices,
+        targets: Slices | None,
+        val_targets: Slices | None,
+        target_weights: Sequence[float] | None,
+    ):
+        self._train, self._val = train, val
+        self._targets, self._val_targets = targets, val_targets
+        self.sizes = {
+            data_slice: (*shape, targets.d_in if targets else train.d_in)
+            for data_slice, shape in train.shapes.items()
+        }
+        self.offset_severity = train.offset_severity
+        self.constant = (val_targets or val).constant
+        d_out = next(iter(self.sizes.values()))[2]
+        self._target_scale = _target_scale(target_weights, d_out)
+
+    @classmethod
+    def of(
+        cls,
+        train: ActivationData,
+        val: ActivationData,
+        targets: ActivationData | None = None,
+        val_targets: ActivationData | None = None,
+        target_weights: Sequence[float] | None = None,
+    ) -> Self:
+        """Checks everything that `train_sweep` was given.
+
+        Raises:
+          ValueError: if slices, widths or numbers of rows do not fit each other.
+        """
+        x_train, x_val = slices_of(train, "train"), slices_of(val, "val")
+        if x_train.keys() != x_val.keys():
+            raise ValueError(f"train has slices {list(x_train)}, val has {list(x_val)}")
+        if x_train.d_in != x_val.d_in:
+            raise ValueError(f"train has activations of width {x_train.d_in}, val of {x_val.d_in}")
+        if (targets is None) != (val_targets is None):
+            missing = "targets" if targets is None else "val_targets"
+            raise ValueError(f"{missing} is None; expected both of targets and val_targets")
+        if targets is None or val_targets is None:
+            if target_weights is not None:
+                raise ValueError("target_weights is given without targets; expected both")
+            return cls(x_train, x_val, None, None, None)
+        y_train = _fitting(slices_of(targets, "targets"), x_train, "targets", "train")
+        y_val = _fitting(slices_of(val_targets, "val_targets"), x_val, "val_targets", "val")
+        if y_train.d_in != y_val.d_in:
+            raise ValueError(f"targets has width {y_train.d_in}, val_targets {y_val.d_in}")
+        return cls(x_train, x_val, y_train, y_val, target_weights)
+
+    def check(self, config: SAEConfig) -> None:
+        """Refuses a config that these samples cannot train.
+
+        Raises:
+          ValueError: where there are targets and the config ties input and output together.
+        """
+        if self._targets is None:
+            return
+        d_in, d_out = self._train.d_in, self._targets.d_in
+        if config.center_input or config.normalize == "layer_norm":
+            found = "center_input" if config.center_input else "normalize='layer_norm'"
+            raise ValueError(
+                f"{config} has {found}, which gives the input's own statistics to the output;"
+                " with targets allowed are normalize='center' and 'center_and_scale'"
+            )
+        if config.tied_init and d_in != d_out:
+            raise ValueError(
+                f"{config} has tied_init; samples have width {d_in} and targets {d_out}, and"
+                " allowed is one width"
+            )
+
+    def train(self, data_slice: DataSlice) -> Pair:
+        """Training samples and targets."""
+        return self._train[data_slice], self._targets[data_slice] if self._targets else None
+
+    def val(self, data_slice: DataSlice) -> Pair:
+        """Validation samples and targets."""
+        return self._val[data_slice], self._val_targets[data_slice] if self._val_targets else None
+
+    def normalizations(
+        self, data_slice: DataSlice, kind: str
+    ) -> tuple[Normalization, Normalization]:
+        """Those of samples and of targets, of a kind that `SAEConfig.normalize` allows."""
+        x, y = self.train(data_slice)
+        of_x = Normalization.of(x, kind)
+        if y is None:
+            return of_x, of_x
+        of_y = Normalization.of(y, kind)
+        return of_x, of_y._replace(scale=of_y.scale * self._target_scale)
+
+    def fingerprints(self) -> dict[str, dict[str, str]]:
+        """What tells these samples from others, as JSON values."""
+        parts = {
+            "train": self._train,
+            "val": self._val,
+            "targets": self._targets,
+            "val_targets": self._val_targets,
+        }
+        prints = {
+            name: {f"{layer}, {position}": fingerprint(x) for (layer, position), x in part.items()}
+            for name, part in parts.items()
+            if part is not None
+        }
+        if self._targets is not None:
+            prints["target_scale"] = {"all": fingerprint(self._target_scale)}
+        return prints
+
+
+def side_by_side(*layers: np.ndarray) -> np.ndarray:
+    """Activations of the same samples in several layers as one, `[n, D_1 + D_2 + ...]`.
+
+    Trained to reconstruct such samples, given as `targets` too, an SAE is a crosscoder (Lindsey
+    et al. 2024, transformer-circuits.pub/2024/crosscoders), and `target_weights` weighs layers.
+
+    Args:
+      *layers: `[n, D]` each.
+
+    Raises:
+      ValueError: if there are none, or their numbers of rows differ.
+    """
+    rows = [len(layer) for layer in layers]
+    if len(set(rows)) != 1:
+        raise ValueError(f"layers have {rows} rows; expected one number of rows")
+    return np.concatenate([np.asarray(layer, np.float32) for layer in layers], axis=1)
+
+
+def _fitting(targets: Slices, samples: Slices, name: str, of: str) -> Slices:
+    """Targets under the data slices of their samples, checked to be as many."""
+    if len(targets) == len(samples) == 1:
+        targets = targets.renamed(next(iter(samples)))
+    if targets.keys() != samples.keys():
+        raise ValueError(f"{of} has slices {list(samples)}, {name} has {list(targets)}")
+    for data_slice in samples:
+        found, needed = targets.shapes[data_slice][0], samples.shapes[data_slice][0]
+        if found != needed:
+            raise ValueError(
+                f"{name}{of_slice(data_slice)} has {found} rows; expected {needed}, one for each"
+                f" of {of}"
+            )
+    return targets
+
+
+def _target_scale(weights: Sequence[float] | None, d_out: int) -> np.ndarray:
+    """What targets are divided by so that squared errors come weighed, float32 `[D_out]`."""
+    if weights is None:
+        return np.ones(d_out, np.float32)
+    values = np.asarray(weights, np.float64)
+    if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"target_weights is {weights!r}; allowed are positive numbers")
+    if d_out % len(values):
+        raise ValueError(
+            f"target_weights has {len(values)} entries; expected a divisor of the targets' width"
+            f" {d_out}, one for each of so many equal parts"
+        )
+    return np.repeat(1 / np.sqrt(values), d_out // len(values)).astype(np.float32)
