@@ -65,6 +65,8 @@ class JumpReLUSAE(PenalizedSAE):
       targets_each: whether it penalizes each sample's distance from the target.
     """
 
+    # Thresholds answer at once, where a sum of latents has to turn the encoder first.
+    damping = 3.0
     in_latents_units = ("threshold",)
     sparsity_loss = "step"
     targets_each = False

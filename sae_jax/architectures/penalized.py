@@ -1,7 +1,7 @@
 """What SAEs share that become sparse by a penalty on firing."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,10 @@ class PenalizedSAE(SAE):
 
     Attributes:
       log_weight: the logarithm of a weight that is adapted.
+      damping: what its controller takes the last error for, beside the sum of all.
     """
+
+    damping: ClassVar[float] = 1.0
 
     training_only = ("log_weight",)
     not_per_latent = ("log_weight",)
@@ -82,7 +85,7 @@ class PenalizedSAE(SAE):
           hyper: the coefficient, the target and the steps of warm-up.
         """
         if hasattr(self, "log_weight"):
-            return self.log_weight.adapt(l0, hyper)
+            return self.log_weight.adapt(l0, hyper, self.damping)
         warmup = hyper.sparsity_warmup_steps.astype(jnp.float32)
         grown = batch.step.astype(jnp.float32) / jnp.maximum(warmup, 1.0)
         return hyper.sparsity_coefficient * jnp.where(warmup > 0, jnp.minimum(grown, 1.0), 1.0)
