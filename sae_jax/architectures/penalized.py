@@ -83,9 +83,9 @@ class PenalizedSAE(SAE):
         """
         if hasattr(self, "log_weight"):
             return self.log_weight.adapt(l0, hyper)
-        grown = batch.step.astype(jnp.float32) / jnp.maximum(hyper.sparsity_warmup_steps, 1)
-        warm = hyper.sparsity_warmup_steps > 0
-        return hyper.sparsity_coefficient * jnp.where(warm, jnp.minimum(grown, 1.0), 1.0)
+        warmup = hyper.sparsity_warmup_steps.astype(jnp.float32)
+        grown = batch.step.astype(jnp.float32) / jnp.maximum(warmup, 1.0)
+        return hyper.sparsity_coefficient * jnp.where(warmup > 0, jnp.minimum(grown, 1.0), 1.0)
 
 
 def filled(config: SAEConfig, **defaults: Any) -> SAEConfig:
