@@ -8,6 +8,8 @@ Faults of the libraries:
   a latent fires if it is not 0. The two agree where each sample has k positive pre-activations.
   Its BatchTopK trainers raise a TypeError if no latent is positive in the batch from which the
   threshold starts, as they assign a float to a buffer; here the threshold starts at 0.
+  Gradients of its AuxK are not a number for a batch of one sample, whose residual has no
+  variance; here AuxK is then 0.
   Its Matryoshka trainer weighs prefixes twice, by 1 / n and by a mean; the preset does so, too.
   Its warm-up begins with a learning rate of 0; `warmup_steps` does not, so none is compared.
 """

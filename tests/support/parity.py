@@ -31,7 +31,8 @@ class Member(NamedTuple):
     def gradients(self, x, step):
         """The loss of a batch and its gradients by name, before anything clips them."""
         template, (params, kept) = self.config.template, self.state[:2]
-        batch = Batch(x, x, jnp.ones(self.config.d_sae, bool), jnp.int32(step))
+        latents = jnp.arange(len(params["b_enc"]), dtype=jnp.int32) < self.config.d_sae
+        batch = Batch(x, x, latents, jnp.int32(step))
 
         def loss_of(params):
             sae = merge(template, params, kept, self.hyper)
@@ -87,6 +88,6 @@ def member(config, params, batch_size, unfired=0):
     sae.start_training(config.template, hyper)
     trained, kept = split(sae)
     if "since_fired" in kept:
-        kept["since_fired"] = jnp.broadcast_to(jnp.asarray(unfired, jnp.int32), config.d_sae)
+        kept["since_fired"] = jnp.broadcast_to(jnp.asarray(unfired, jnp.int32), sae.d_sae)
     opt_state = program.optimizer(hyper.learning_rate).init(trained)
     return Member(config, hyper, program, MemberState(trained, kept, opt_state, {}))
