@@ -12,6 +12,7 @@ from sweeps import quietly, samples
 
 from sae_jax import SAEConfig, SweepResult, TopKSAE
 from sae_jax.architectures.functional import merge, split
+from sae_jax.architectures.training import Batch
 
 D_IN, D_SAE, K = 8, 24, 3
 CONFIG = SAEConfig(D_SAE, K, architecture="topk", aux_coefficient=0.5)
@@ -19,7 +20,7 @@ CONFIG = SAEConfig(D_SAE, K, architecture="topk", aux_coefficient=0.5)
 
 def topk_with_aux(since):
     sae = TopKSAE.from_params(random_params(0, D_IN, D_SAE), CONFIG)
-    sae.start_training(CONFIG)
+    sae.start_training(CONFIG, hyper())
     sae.since_fired[...] = jnp.array(since, jnp.int32)
     return sae
 
@@ -36,7 +37,7 @@ def loss_and_gradients(sae, x, latents, values):
 
     def loss_of(params):
         merged = merge(CONFIG.template, params, kept, values)
-        loss = merged.loss(x, values, latents, kernel=None)
+        loss = merged.loss(Batch(x, x, latents, jnp.int32(0)), values, kernel=None)
         return loss, split(merged)[1]
 
     (loss, kept), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
@@ -59,7 +60,9 @@ def torch_loss_and_gradients(params, x, dead, aux_k):
     x_hat = largest(pre.relu(), K) @ tensors["w_dec"] + tensors["b_dec"]
     missed = (x - x_hat).detach()
     revived = largest(torch.where(torch.tensor(dead), pre.relu(), 0.0), aux_k)
-    aux = ((revived @ tensors["w_dec"] - missed) ** 2).mean() / (missed**2).mean()
+    # In units of the mean squared error: times the variance of the samples.
+    variance = ((x - x.mean(dim=0)) ** 2).mean()
+    aux = variance * ((revived @ tensors["w_dec"] - missed) ** 2).mean() / (missed**2).mean()
     loss = ((x_hat - x) ** 2).mean() + 0.5 * aux
     loss.backward()
     return loss.item(), {name: tensor.grad.numpy() for name, tensor in tensors.items()}
@@ -151,7 +154,11 @@ def test_aux_revives_latents_that_an_offset_kills():
     ("fields", "message"),
     [
         ({"k": None, "architecture": "topk"}, "k is None; topk needs 1 to d_sae = 24"),
-        ({"k": 3, "aux_coefficient": 0.1}, "aux_coefficient is 0.1; allowed is 0 for abs_topk"),
+        ({"k": 3, "target_l0": 4.0}, "target_l0 is 4.0; allowed is None for abs_topk"),
+        (
+            {"k": 3, "preset": "dictionary_learning"},
+            "preset is 'dictionary_learning'; allowed for abs_topk are None and 'saelens'",
+        ),
     ],
 )
 def test_configs_that_no_member_can_have_are_refused(fields, message):

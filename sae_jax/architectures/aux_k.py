@@ -54,7 +54,8 @@ def aux_k_loss(
     Without a preset it is in units of the mean squared error, and what it weighs beside that does
     not depend on how well the SAE reconstructs: Var(y) * |e_hat - e|^2 / |e|^2. With preset
     "saelens" it is the sum over D of (e_hat - e)^2, times the share of `aux_k` that is dead, and
-    with "dictionary_learning" such a sum divided by the variance of e.
+    with "dictionary_learning" such a sum divided by the variance of e. A batch of one sample has no
+    such variance: the loss is 0, where that library's own gradients are not a number.
 
     Args:
       candidates: what revived latents would be, `[b, F]`.
@@ -74,11 +75,11 @@ def aux_k_loss(
     if preset == "saelens":
         share = jnp.minimum(num_dead.astype(jnp.float32) / hyper.aux_k.astype(jnp.float32), 1.0)
         auxiliary = squared_error(revived, missed) * share
-    elif preset == "dictionary_learning":
-        auxiliary = mse(revived, missed) / mean_squared_deviation(missed)
     else:
-        scale = mean_squared_deviation(batch.target) / jnp.mean(jnp.square(missed))
-        auxiliary = mse(revived, missed) * lax.stop_gradient(scale)
-    return hyper.aux_coefficient * jnp.where(
-        (num_dead > 0) & jnp.isfinite(auxiliary), auxiliary, 0.0
-    )
+        if preset == "dictionary_learning":
+            scale = 1.0 / mean_squared_deviation(missed)
+        else:
+            scale = mean_squared_deviation(batch.target) / jnp.mean(jnp.square(missed))
+        # Made finite before the product, for what is masked after it has a derivative of NaN.
+        auxiliary = mse(revived, missed) * jnp.where(jnp.isfinite(scale), scale, 0.0)
+    return hyper.aux_coefficient * jnp.where(num_dead > 0, auxiliary, 0.0)

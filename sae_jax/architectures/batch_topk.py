@@ -32,7 +32,7 @@ class Threshold(nnx.Variable):
         Without a preset the first estimate is that value, and later ones are an exponential mean
         of decay 0.99, which a batch that keeps nothing leaves alone. SAELens' mean starts from 0.
         dictionary_learning's starts after step 1,000 with the first value, has decay 0.999, and
-        takes 0 for a batch that keeps nothing.
+        takes 0 for a batch that keeps nothing, where that library cannot start: it raises an error.
 
         Args:
           kept: latents that the batch keeps, none negative, 0 elsewhere, `[b, F]`.
@@ -116,6 +116,12 @@ class BatchTopKSAE(SAE):
         value = jax.nn.relu(pre)
         return jnp.where(value > self.threshold[...], value, 0.0)
 
+    def activate_batch(self, pre: jax.Array, k: jax.Array | int) -> jax.Array:
+        """Latents in training, the k * b largest above zero, of pre-activations `[b, F]`."""
+        value = jax.nn.relu(pre)
+        kept = top_k_mask(value.reshape(1, -1), k * len(pre)).reshape(value.shape)
+        return jnp.where(kept, value, 0.0)
+
     def start_training(self, config: SAEConfig, hyper: Hyperparameters) -> None:
         """Keeps what the auxiliary loss needs to know, where there is one."""
         if config.aux_coefficient:
@@ -133,9 +139,7 @@ class BatchTopKSAE(SAE):
         """
         x, w_enc_t, b_enc, w_dec = self.encoder_and_decoder(batch.x)
         pre = training_matmul_transposed(x, w_enc_t, self.dtype) + b_enc[None, :]
-        value = jax.nn.relu(pre)
-        num_kept = hyper.k * len(x)
-        z = jnp.where(top_k_mask(value.reshape(1, -1), num_kept).reshape(value.shape), value, 0.0)
+        z = self.activate_batch(pre, hyper.k)
         self.threshold.follow(z, batch.step, self.preset)
         scale = 1.0 if self.preset is None else float(self.d_out)
         y_hat = training_matmul(z, w_dec, self.dtype) + self.b_dec[...][None, :]
@@ -143,7 +147,7 @@ class BatchTopKSAE(SAE):
         if not hasattr(self, "since_fired"):
             return error
         # SAELens revives pre-activations as they are, negative ones included.
-        candidates = pre if self.preset == "saelens" else value
+        candidates = pre if self.preset == "saelens" else jax.nn.relu(pre)
         missed = batch.target - y_hat
         dead = self.since_fired.count(jnp.any(z > 0, axis=0), batch, hyper, self.preset)
         return error + aux_k_loss(
