@@ -170,7 +170,6 @@ def test_a_target_is_reached_whatever_the_units(architecture, scale):
         learning_rate=3e-3,
         center_input=True,
         b_dec_init="mean",
-        tied_init=True,
     )
     params, config = train(config, x, 500)
     assert mean_l0(params, config, x) == pytest.approx(4.0, rel=0.1)
@@ -181,9 +180,7 @@ def test_units_of_the_samples_do_not_matter(architecture):
     found = []
     for scale in (1.0, 64.0):
         x = sparse_samples(scale)
-        config = SAEConfig(
-            48, architecture=architecture, target_l0=6.0, b_dec_init="zeros", tied_init=True
-        )
+        config = SAEConfig(48, architecture=architecture, target_l0=6.0, b_dec_init="zeros")
         params, config = train(config, x, 30)
         found.append({name: np.asarray(array) for name, array in params.items()})
     for name in found[0]:

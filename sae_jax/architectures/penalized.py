@@ -72,7 +72,13 @@ class PenalizedSAE(SAE):
         return dict.fromkeys(("b_enc", *cls.in_latents_units), x_scale) | {"b_dec": y_scale}
 
     def start_training(self, config: SAEConfig, hyper: Hyperparameters) -> None:
-        """Starts a weight that is adapted at the config's coefficient."""
+        """Starts a weight that is adapted at the config's coefficient.
+
+        Without a preset `b_enc` starts at zero, since random numbers of order 1 are much or
+        nothing in the samples' units.
+        """
+        if config.preset is None:
+            self.b_enc[...] = jnp.zeros_like(self.b_enc[...])
         if config.target_l0 is not None and config.preset is None:
             self.log_weight = LogWeight.start(hyper)
 
