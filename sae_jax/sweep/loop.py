@@ -155,30 +155,28 @@ def train_sweep(
                 sequential=group.sequential,
             )
             data_slice, template = group.data_slice, program.template
-            x_norm, y_norm = samples.normalizations(data_slice, template.normalize)
-            x_train, y_train = samples.train(data_slice)
-            x_train = x_norm(x_train)
-            y_train = None if y_train is None else y_norm(y_train)
-            target = x_train if y_train is None else y_train
-            num_samples, d_in = x_train.shape
-            scale = mean_and_scale(x_train)[1]
+            given = samples.normalized(data_slice, template.normalize)
+            scale = mean_and_scale(given.x)[1]
+            num_samples, d_in = given.x.shape
             hyper = hyperparameters(group_configs, train_config, num_samples, d_in, scale)
             params, kept, losses = _train_group(
                 group,
                 program,
                 hyper,
-                center_of(target, template.b_dec_init),
+                center_of(given.x if given.y is None else given.y, template.b_dec_init),
                 _data_seed(group_configs[0], train_config),
-                InMemory(x_train, train_config.batch_size, placement, y_train),
+                InMemory(given.x, train_config.batch_size, placement, given.y),
                 train_config,
                 placement,
                 checkpoints.group(i) if checkpoints else None,
                 preempted,
                 bar,
             )
-            del x_train, y_train, target
-            if x_norm.changes or y_norm.changes or architecture_of(template).is_rescaled(template):
-                params, kept = folded(template, params, kept, x_norm, y_norm)
+            norms = given.x_norm, given.y_norm
+            del given
+            rescaled = architecture_of(template).is_rescaled(template)
+            if rescaled or any(norm.changes for norm in norms):
+                params, kept = folded(template, params, kept, *norms)
             x_val, y_val = samples.val(data_slice)
             scores = _scores(group, program, params, kept, hyper, x_val, y_val)
             scored = x_val if y_val is None else y_val

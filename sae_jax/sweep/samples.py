@@ -1,7 +1,7 @@
 """What a sweep trains and scores on: samples, and for transcoders their targets."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -10,8 +10,21 @@ from sae_jax.configs import SAEConfig
 from sae_jax.sweep.checksums import fingerprint
 from sae_jax.sweep.normalization import Normalization
 
-Pair = tuple[np.ndarray, np.ndarray | None]
-"""Samples `[n, D]` and their targets `[n, D_out]`, if those are not the samples themselves."""
+
+class Normalized(NamedTuple):
+    """Training samples as a group sees them.
+
+    Attributes:
+      x: normalized samples, float32 `[n, D]`.
+      y: normalized targets, float32 `[n, D_out]`, if those are not the samples themselves.
+      x_norm: what was done to the samples.
+      y_norm: what was done to the targets.
+    """
+
+    x: np.ndarray
+    y: np.ndarray | None
+    x_norm: Normalization
+    y_norm: Normalization
 
 
 class SweepSamples:
@@ -97,24 +110,20 @@ class SweepSamples:
                 " allowed is one width"
             )
 
-    def train(self, data_slice: DataSlice) -> Pair:
-        """Training samples and targets."""
-        return self._train[data_slice], self._targets[data_slice] if self._targets else None
-
-    def val(self, data_slice: DataSlice) -> Pair:
-        """Validation samples and targets."""
+    def val(self, data_slice: DataSlice) -> tuple[np.ndarray, np.ndarray | None]:
+        """Validation samples `[n, D]`, and targets `[n, D_out]` if they are others."""
         return self._val[data_slice], self._val_targets[data_slice] if self._val_targets else None
 
-    def normalizations(
-        self, data_slice: DataSlice, kind: str
-    ) -> tuple[Normalization, Normalization]:
-        """Those of samples and of targets, of a kind that `SAEConfig.normalize` allows."""
-        x, y = self.train(data_slice)
+    def normalized(self, data_slice: DataSlice, kind: str) -> Normalized:
+        """Training samples and targets, normalized as `SAEConfig.normalize` says."""
+        x = self._train[data_slice]
         of_x = Normalization.of(x, kind)
-        if y is None:
-            return of_x, of_x
+        if self._targets is None:
+            return Normalized(of_x(x), None, of_x, of_x)
+        y = self._targets[data_slice]
         of_y = Normalization.of(y, kind)
-        return of_x, of_y._replace(scale=of_y.scale * self._target_scale)
+        of_y = of_y._replace(scale=of_y.scale * self._target_scale)
+        return Normalized(of_x(x), of_y(y), of_x, of_y)
 
     def fingerprints(self) -> dict[str, dict[str, str]]:
         """What tells these samples from others, as JSON values."""
