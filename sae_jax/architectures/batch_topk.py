@@ -116,6 +116,12 @@ class BatchTopKSAE(SAE):
         value = jax.nn.relu(pre)
         return jnp.where(value > self.threshold[...], value, 0.0)
 
+    def activate_batch(self, pre: jax.Array, k: jax.Array | int) -> jax.Array:
+        """In training, the k * b largest positive ones of pre-activations `[b, F]`, zero elsewhere."""
+        value = jax.nn.relu(pre)
+        kept = top_k_mask(value.reshape(1, -1), k * len(pre)).reshape(value.shape)
+        return jnp.where(kept, value, 0.0)
+
     def start_training(self, config: SAEConfig, hyper: Hyperparameters) -> None:
         """Keeps what the auxiliary loss needs to know, where there is one."""
         if config.aux_coefficient:
@@ -133,9 +139,7 @@ class BatchTopKSAE(SAE):
         """
         x, w_enc_t, b_enc, w_dec = self.encoder_and_decoder(batch.x)
         pre = training_matmul_transposed(x, w_enc_t, self.dtype) + b_enc[None, :]
-        value = jax.nn.relu(pre)
-        num_kept = hyper.k * len(x)
-        z = jnp.where(top_k_mask(value.reshape(1, -1), num_kept).reshape(value.shape), value, 0.0)
+        z = self.activate_batch(pre, hyper.k)
         self.threshold.follow(z, batch.step, self.preset)
         scale = 1.0 if self.preset is None else float(self.d_out)
         y_hat = training_matmul(z, w_dec, self.dtype) + self.b_dec[...][None, :]
@@ -143,7 +147,7 @@ class BatchTopKSAE(SAE):
         if not hasattr(self, "since_fired"):
             return error
         # SAELens revives pre-activations as they are, negative ones included.
-        candidates = pre if self.preset == "saelens" else value
+        candidates = pre if self.preset == "saelens" else jax.nn.relu(pre)
         missed = batch.target - y_hat
         dead = self.since_fired.count(jnp.any(z > 0, axis=0), batch, hyper, self.preset)
         return error + aux_k_loss(

@@ -41,9 +41,7 @@ def top_k_mask(values: jax.Array, k: jax.Array | int) -> jax.Array:
     return above | (tied & (lax.broadcasted_iota(jnp.int32, bits.shape, bits.ndim - 1) <= cutoff))
 
 
-def signed_top_k_mask(
-    values: jax.Array, allowed: jax.Array, k: jax.Array | int
-) -> jax.Array:
+def signed_top_k_mask(values: jax.Array, allowed: jax.Array, k: jax.Array | int) -> jax.Array:
     """Marks the k largest entries of each row that are allowed; values may be negative.
 
     Values that differ in the last bit alone may be taken for equal, in which case the lower

@@ -55,9 +55,7 @@ def kept_in_place(template: SAEConfig, before: Arrays, after: Arrays) -> Arrays:
     return after
 
 
-def averaged(
-    average: Arrays, params: Arrays, hyper: Hyperparameters, step: jax.Array
-) -> Arrays:
+def averaged(average: Arrays, params: Arrays, hyper: Hyperparameters, step: jax.Array) -> Arrays:
     """The exponential mean of the parameters; of few steps it forgets faster, to leave the start.
 
     The decay is that of the config, but at most (1 + t) / (10 + t) after t steps, as in
