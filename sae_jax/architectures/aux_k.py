@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from sae_jax.architectures.losses import mean_squared_deviation, mse, squared_error
+from sae_jax.architectures.losses import mean_squared_deviation, mse
 from sae_jax.architectures.training import Batch, Hyperparameters
 from sae_jax.ops.matmul import ComputeDtype, training_matmul
 from sae_jax.ops.top_k import signed_top_k_mask
@@ -54,7 +54,8 @@ def aux_k_loss(
     Without a preset it is in units of the mean squared error, and what it weighs beside that does
     not depend on how well the SAE reconstructs: Var(y) * |e_hat - e|^2 / |e|^2. With preset
     "saelens" it is the sum over D of (e_hat - e)^2, times the share of `aux_k` that is dead, and
-    with "dictionary_learning" such a sum divided by the variance of e.
+    with "dictionary_learning" such a sum divided by the variance of e. A batch of one sample has no
+    variance, and that library then no finite gradient; here the loss is 0.
 
     Args:
       candidates: what revived latents would be, `[b, F]`.
@@ -73,12 +74,11 @@ def aux_k_loss(
     revived = training_matmul(jnp.where(chosen, candidates, 0.0), w_dec, dtype)
     if preset == "saelens":
         share = jnp.minimum(num_dead.astype(jnp.float32) / hyper.aux_k.astype(jnp.float32), 1.0)
-        auxiliary = squared_error(revived, missed) * share
+        scale = missed.shape[1] * share
     elif preset == "dictionary_learning":
-        auxiliary = mse(revived, missed) / mean_squared_deviation(missed)
+        scale = 1.0 / mean_squared_deviation(missed)
     else:
         scale = mean_squared_deviation(batch.target) / jnp.mean(jnp.square(missed))
-        auxiliary = mse(revived, missed) * lax.stop_gradient(scale)
-    return hyper.aux_coefficient * jnp.where(
-        (num_dead > 0) & jnp.isfinite(auxiliary), auxiliary, 0.0
-    )
+    # Masked before the product: an infinite one that is masked later has a gradient of NaN.
+    scale = jnp.where((num_dead > 0) & jnp.isfinite(scale), scale, 0.0)
+    return hyper.aux_coefficient * scale * mse(revived, missed)

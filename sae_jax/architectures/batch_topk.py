@@ -117,7 +117,7 @@ class BatchTopKSAE(SAE):
         return jnp.where(value > self.threshold[...], value, 0.0)
 
     def activate_batch(self, pre: jax.Array, k: jax.Array | int) -> jax.Array:
-        """In training, the k * b largest positive ones of pre-activations `[b, F]`, zero elsewhere."""
+        """Latents in training: the k * b largest of pre-activations `[b, F]` that are positive."""
         value = jax.nn.relu(pre)
         kept = top_k_mask(value.reshape(1, -1), k * len(pre)).reshape(value.shape)
         return jnp.where(kept, value, 0.0)
