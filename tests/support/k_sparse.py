@@ -66,10 +66,12 @@ def padded(params, width):
     return {name: np.pad(array, pads.get(name, 0)) for name, array in params.items()}
 
 
-def keep(values, k):
-    """The k largest entries of each row of a tensor, zero elsewhere."""
-    top = values.topk(k, dim=-1)
-    return torch.zeros_like(values).scatter(-1, top.indices, top.values)
+def keep(values, k, allowed=None, *, magnitudes=False):
+    """The k largest allowed entries of each row of a tensor, zero elsewhere."""
+    ranks = values.abs() if magnitudes else values
+    ranks = ranks if allowed is None else torch.where(allowed, ranks, -torch.inf)
+    indices = ranks.topk(k, dim=-1).indices
+    return torch.zeros_like(values).scatter(-1, indices, values.gather(-1, indices))
 
 
 def oracle(config, params, x, dead):
@@ -82,10 +84,12 @@ def oracle(config, params, x, dead):
     if preset == "saelens":
         norms = w_dec.norm(dim=1)
         pre, w_dec = pre * norms, w_dec / norms[:, None]
-    if config.architecture == "topk":
-        z = keep(pre.relu(), config.k)
+    signed = config.architecture == "abs_topk"
+    value = pre if signed else pre.relu()
+    if config.architecture in ("abs_topk", "topk"):
+        z = keep(value, config.k, magnitudes=signed)
     else:
-        z = keep(pre.relu().reshape(1, -1), config.k * len(x)).reshape(pre.shape)
+        z = keep(value.reshape(1, -1), config.k * len(x)).reshape(pre.shape)
 
     def error(size):
         """Sum over the dimensions, mean over the samples."""
@@ -99,8 +103,9 @@ def oracle(config, params, x, dead):
     if config.aux_coefficient and dead.any():
         num_dead, k_aux = int(dead.sum()), config.aux_k
         missed = (x - z @ w_dec - p["b_dec"]).detach()
-        candidates = torch.where(dead, pre if preset == "saelens" else pre.relu(), -torch.inf)
-        revived = keep(candidates, min(k_aux, num_dead)) @ w_dec
+        candidates = pre if preset == "saelens" else value
+        kept = keep(candidates, min(k_aux, num_dead), dead, magnitudes=signed)
+        revived = kept @ w_dec
         aux = ((revived - missed) ** 2).sum(dim=1).mean()
         if preset == "saelens":
             aux = aux * min(num_dead / k_aux, 1.0)
