@@ -11,7 +11,7 @@ demo: .venv/demo
 		--output=runs/demo --overwrite
 
 test: .venv/demo .venv/test
-	$(BIN)/python -m pytest --ignore=tests/formats_parity_test.py
+	$(BIN)/python -m pytest --ignore-glob="tests/*_parity*_test.py"
 
 # Builds the wheel, installs it where the checkout is not, and trains two members with it.
 test-wheel:
@@ -66,7 +66,7 @@ lint: .venv/test
 	touch $@
 
 test-formats: .venv-formats/installed
-	.venv-formats/bin/python -m pytest -m formats tests/formats_parity_test.py
+	.venv-formats/bin/python -m pytest -m formats tests/*_parity*_test.py
 
 # In the environment of the formats, where the libraries to compare with are.
 bench: .venv-formats/installed

@@ -107,7 +107,7 @@ def engine(dtype: str, *, kernel: str = "auto", **fields: Any) -> Contender:
 
         def run() -> None:
             nonlocal state
-            state, losses = epoch(state, hyper, source.epoch(0, 0))
+            state, losses = epoch(state, hyper, source.epoch(0, 0), 0)
             losses.block_until_ready()
 
         return Runner(run, workload.num_steps * members, compile_seconds)

@@ -1,186 +1,224 @@
-"""BatchTopK by hand, against PyTorch, padded, at inference and in sweeps."""
-
-import dataclasses
+"""BatchTopK against NumPy: latents of a batch, the threshold, padding, and members of a sweep."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from k_sparse import (
-    D_IN,
-    D_SAE,
-    DEAD_AFTER,
-    SINCE,
-    assert_padding_changes_nothing,
-    assert_same_loss,
-    loss_on,
-    oracle,
-    seldom_firing_params,
-    still_dead,
-)
+from parity import member
 from random_saes import random_params
 from sweeps import quietly, samples
 
-from sae_jax import SAEConfig, SweepResult
+from sae_jax import SAEConfig, SweepResult, formats
 from sae_jax.architectures.batch_topk import BatchTopKSAE, Threshold
+from sae_jax.architectures.registry import architecture_of
 
-K = 3
+D_IN, D_SAE, K, BATCH = 8, 24, 3, 16
 PRESETS = [None, "saelens", "dictionary_learning"]
-CONFIG = SAEConfig(D_SAE, K, architecture="batch_topk")
-WITH_AUX = dataclasses.replace(CONFIG, aux_coefficient=0.5, aux_k=4, dead_after=DEAD_AFTER)
+PREFIXES = {"batch_topk": None, "matryoshka": (0.25, 0.5, 1.0)}
 
 
-def random_sae(threshold=0.5):
-    return BatchTopKSAE(random_params(0, D_IN, D_SAE), threshold)
+def config(architecture="batch_topk", preset=None, **fields):
+    fields = {"aux_coefficient": 0.5, "aux_k": 4, "dead_after": 40} | fields
+    return SAEConfig(
+        D_SAE,
+        K,
+        architecture=architecture,
+        preset=preset,
+        prefix_fractions=PREFIXES[architecture],
+        **fields,
+    )
 
 
-def test_a_sample_may_keep_the_latents_of_another():
-    pre = jnp.array([[3.0, -1.0, 2.0], [1.0, 0.5, -4.0]])
-    sae = random_sae()
-    np.testing.assert_array_equal(sae.activate_batch(pre, 1), [[3, 0, 2], [0, 0, 0]])
-    # Of six, four are positive.
-    np.testing.assert_array_equal(sae.activate_batch(pre, 3), [[3, 0, 2], [1, 0.5, 0]])
+def padded(params, width):
+    """Parameters with latents of zeros behind the others."""
+    more = width - D_SAE
+    return params | {
+        "w_enc": np.pad(params["w_enc"], ((0, 0), (0, more))),
+        "b_enc": np.pad(params["b_enc"], (0, more)),
+        "w_dec": np.pad(params["w_dec"], ((0, more), (0, 0))),
+    }
 
 
-@settings(max_examples=50, deadline=None)
-@given(hnp.arrays(np.float32, (4, 6), elements=st.floats(-9, 9, width=32)), st.integers(1, 6))
-def test_a_batch_keeps_its_largest_positive_latents(pre, k):
-    z = np.asarray(random_sae().activate_batch(jnp.asarray(pre), k))
-    kept = z != 0
-    np.testing.assert_array_equal(z[kept], pre[kept])
-    assert kept.sum() == min(4 * k, (pre > 0).sum())
-    if kept.any() and not kept.all():
-        assert pre[kept].min() >= np.maximum(pre[~kept], 0).max()
+def test_the_largest_of_the_batch_are_kept():
+    pre = jnp.array([[3.0, -9.0, 2.0], [0.5, 1.0, -4.0]])
+    sae = BatchTopKSAE(random_params(0, 8, 3), 0.0)
+    np.testing.assert_array_equal(
+        sae.activate_batch(pre, jnp.int32(1)), [[3.0, 0.0, 2.0], [0.0, 0.0, 0.0]]
+    )
+    # Six entries for k = 3, of which two are negative: a ReLU leaves four.
+    np.testing.assert_array_equal(sae.activate_batch(pre, 3), [[3.0, 0.0, 2.0], [0.5, 1.0, 0.0]])
 
 
-def thresholds(preset, first_step, *smallest):
-    """After each of some batches, given their smallest kept latents; 0 for a batch of none."""
-    threshold, after = Threshold(jnp.float32(0.0 if preset == "saelens" else -1.0)), []
-    for i, value in enumerate(smallest):
-        kept = jnp.array([[value, 0.0, 3 * value]])
-        threshold.follow(kept, jnp.int32(first_step + i), preset)
-        after.append(float(threshold[...]))
-    return after
+def test_inference_keeps_what_is_above_the_threshold_whatever_else_is_in_the_batch():
+    pre = jnp.array([[3.0, -9.0, 2.0], [0.5, 1.0, -4.0]])
+    for threshold, expected in (
+        (1.0, [[3.0, 0.0, 2.0], [0.0, 0.0, 0.0]]),
+        (0.75, [[3.0, 0.0, 2.0], [0.0, 1.0, 0.0]]),
+        (-1.0, [[3.0, 0.0, 2.0], [0.5, 1.0, 0.0]]),
+    ):
+        sae = BatchTopKSAE(random_params(0, 8, 3), threshold)
+        np.testing.assert_array_equal(sae.activate(pre), expected)
+        np.testing.assert_array_equal(sae.activate(pre[1:]), expected[1:])
 
 
 @pytest.mark.parametrize(
-    ("preset", "first_step", "smallest", "expected"),
+    ("preset", "first", "step", "expected"),
     [
-        (None, 0, (0, 0.5, 0, 0.2), (-1, 0.5, 0.5, 0.99 * 0.5 + 0.01 * 0.2)),
-        ("saelens", 0, (0.5, 0, 0.2), (0.005, 0.005, 0.00695)),
-        # It starts after step 1,000, and takes a batch that keeps nothing for 0.
-        ("dictionary_learning", 999, (0.7, 0.6, 0.5, 0, 0.2), (-1, -1, 0.5, 0.4995, 0.4992005)),
-        ("dictionary_learning", 1001, (0, 0.5), (0, 0.0005)),
+        # Smallest kept: 2, none, 4.
+        (None, -1.0, 0, [2.0, 2.0, 0.99 * 2.0 + 0.01 * 4.0]),
+        ("saelens", 0.0, 0, [0.02, 0.02, 0.99 * 0.02 + 0.01 * 4.0]),
+        (
+            "dictionary_learning",
+            -1.0,
+            1001,
+            [2.0, 0.999 * 2.0, 0.999**2 * 2.0 + 0.001 * 4.0],
+        ),
+        ("dictionary_learning", -1.0, 998, [-1.0, -1.0, -1.0]),
+        # Of steps 999, 1000 and 1001 only the last counts.
+        ("dictionary_learning", -1.0, 999, [-1.0, -1.0, 4.0]),
     ],
 )
-def test_thresholds_by_hand(preset, first_step, smallest, expected):
-    np.testing.assert_allclose(thresholds(preset, first_step, *smallest), expected, rtol=1e-5)
+def test_threshold(preset, first, step, expected):
+    threshold = Threshold(jnp.float32(first))
+    batches = [[[3.0, 0.0], [0.0, 2.0]], [[0.0, 0.0], [0.0, 0.0]], [[4.0, 0.0], [0.0, 5.0]]]
+    for i, kept in enumerate(batches):
+        threshold.follow(jnp.array(kept), jnp.int32(step + i), preset)
+        np.testing.assert_allclose(threshold[...], expected[i], rtol=1e-6)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_loss_and_gradients_equal_pytorch(preset):
-    config = dataclasses.replace(WITH_AUX, preset=preset, center_input=preset is not None)
-    params, x = seldom_firing_params(), samples(40, D_IN)
-    expected = oracle(config, params, x, still_dead(config, params, x))
-    found = loss_on(config, params, x, since_fired=SINCE)
-    assert_same_loss(found, expected)
-    fired = (expected[2] != 0).any(axis=0)
-    np.testing.assert_array_equal(found[2]["since_fired"], np.where(fired, 0, SINCE + 40))
+def test_loss_equals_numpy(preset):
+    params = random_params(0, D_IN, D_SAE)
+    x = samples(BATCH, D_IN)
+    loss, _ = member(config(preset=preset, aux_coefficient=0.0), params, BATCH).gradients(x, 0)
+    p = {name: array.astype(np.float64) for name, array in params.items()}
+    norms = np.linalg.norm(p["w_dec"], axis=1) if preset == "saelens" else np.ones(D_SAE)
+    ranked = np.maximum((x @ p["w_enc"] + p["b_enc"]) * norms, 0.0)
+    smallest = np.sort(ranked, axis=None)[-K * BATCH]
+    z = np.where(ranked >= smallest, ranked, 0.0) / norms
+    errors = (z @ p["w_dec"] + p["b_dec"] - x) ** 2
+    expected = np.mean(errors) if preset is None else np.mean(np.sum(errors, axis=1))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_gradients_of_one_sample_are_finite(preset):
-    """A batch of one has no variance, by which two of the definitions scale AuxK."""
-    config = dataclasses.replace(WITH_AUX, preset=preset)
-    params, x = seldom_firing_params(), samples(1, D_IN)
-    loss, gradients, _ = loss_on(config, params, x, since_fired=SINCE)
-    if preset != "saelens":
-        plain = dataclasses.replace(config, aux_coefficient=0.0, aux_k=None, dead_after=None)
-        assert loss == pytest.approx(loss_on(plain, params, x)[0], rel=1e-6)
-    assert all(np.isfinite(gradient).all() for gradient in gradients.values())
+@pytest.mark.parametrize("architecture", ["batch_topk", "matryoshka"])
+def test_padding_changes_nothing(architecture, preset):
+    params = random_params(0, D_IN, D_SAE)
+    data = samples(6 * BATCH, D_IN).reshape(6, BATCH, D_IN)
+    ours = config(architecture, preset, unit_decoder=preset == "dictionary_learning")
+    width = 40
+    unfired = np.where(np.arange(width) % 4 == 0, 100, 0)
+    unpadded = member(ours, params, BATCH, unfired[:D_SAE])
+    wide = member(ours, padded(params, width), BATCH, unfired)
+    losses = []
+    gradients = []
+    for sae in (unpadded, wide):
+        loss, gradient = sae.gradients(data[0], 1001)
+        losses.append(loss)
+        gradients.append(gradient)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    for name, gradient in gradients[0].items():
+        found = gradients[1][name]
+        rest = found.shape[-1] if name == "b_dec" else D_SAE
+        found = found.T if name == "w_enc" else found
+        gradient = gradient.T if name == "w_enc" else gradient
+        np.testing.assert_allclose(
+            found[:rest], gradient, rtol=1e-4, atol=1e-5 * np.abs(gradient).max(), err_msg=name
+        )
+        assert not found[rest:].any(), name
+    unpadded, losses = unpadded.stepped(data, 1001)
+    wide, wide_losses = wide.stepped(data, 1001)
+    np.testing.assert_allclose(wide_losses, losses, rtol=1e-4)
+    kept, wide_kept = unpadded.arrays(), wide.arrays()
+    np.testing.assert_allclose(wide_kept["threshold"], kept["threshold"], rtol=1e-4)
+    assert kept["threshold"] > 0
+    np.testing.assert_array_equal(wide_kept["since_fired"][:D_SAE], kept["since_fired"])
+    assert not wide_kept["since_fired"][D_SAE:].any()
+    for name in ("w_enc_t", "b_enc", "w_dec"):
+        assert not np.asarray(wide.state.params[name])[D_SAE:].any(), name
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_threshold_follows_the_smallest_latent_that_the_batch_keeps(preset):
-    config = dataclasses.replace(CONFIG, preset=preset)
-    params, x = random_params(0, D_IN, D_SAE), samples(40, D_IN)
-    z = oracle(config, params, x, np.zeros(D_SAE, bool))[2]
-    expected = thresholds(preset, 2000, z[z > 0].min())
-    found = loss_on(config, params, x, step=2000)[2]
-    np.testing.assert_allclose(found["threshold"], expected[0], rtol=1e-5)
+@pytest.mark.parametrize("architecture", ["batch_topk", "matryoshka"])
+def test_a_batch_of_one_sample_with_dead_latents_has_finite_gradients(architecture, preset):
+    # The variance of what one sample misses is 0, by which dictionary_learning divides.
+    sae = member(config(architecture, preset), random_params(0, D_IN, D_SAE), BATCH, 100)
+    loss, gradients = sae.gradients(samples(1, D_IN), 0)
+    assert np.isfinite(loss)
+    for name, gradient in gradients.items():
+        assert np.isfinite(gradient).all(), name
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_padding_changes_nothing(preset):
-    config = dataclasses.replace(WITH_AUX, preset=preset, center_input=True)
-    assert_padding_changes_nothing(config, samples(40, D_IN))
+@pytest.mark.parametrize("architecture", ["batch_topk", "matryoshka"])
+def test_members_equal_their_solo_runs(architecture):
+    x = samples(200, 16)
+    fields = {
+        "architecture": architecture,
+        "aux_coefficient": 0.1,
+        "dead_after": 64,
+        "prefix_fractions": PREFIXES[architecture],
+    }
+    configs = [SAEConfig(40, 3, **fields), SAEConfig(32, 5, seed=1, **fields)]
+    together = quietly(configs, x, x, epochs=3, batch_size=32, max_padding=0.5)
+    for i, one in enumerate(configs):
+        alone = quietly([one], x, x, epochs=3, batch_size=32)
+        np.testing.assert_allclose(together.members[i].losses, alone.members[0].losses, rtol=1e-4)
+        thresholds = [np.asarray(r.sae(j).threshold) for r, j in ((together, i), (alone, 0))]
+        assert thresholds[0] > 0
+        np.testing.assert_allclose(*thresholds, rtol=1e-4)
 
 
-def test_inference_takes_the_threshold_and_each_sample_by_itself():
-    params, x = random_params(0, D_IN, D_SAE), samples(40, D_IN)
-    pre = x.astype(np.float64) @ params["w_enc"] + params["b_enc"]
-    sae = random_sae(0.7)
-    z = np.asarray(sae.encode(x))
-    np.testing.assert_allclose(z, np.where(pre > 0.7, pre, 0.0), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(np.concatenate([sae.encode(row[None]) for row in x]), z, atol=1e-5)
-    # Before the first estimate every positive latent fires.
-    z = np.asarray(random_sae(-1.0).encode(x))
-    np.testing.assert_allclose(z, np.maximum(pre, 0.0), rtol=1e-5, atol=1e-5)
-
-
-def test_members_equal_their_solo_runs_and_are_saved(tmp_path):
-    x = samples(100, D_IN)
-    aux = {"aux_coefficient": 1.0, "dead_after": 64}
-    configs = [
-        SAEConfig(24, 3, architecture="batch_topk", **aux),
-        SAEConfig(19, 2, seed=1, architecture="batch_topk", **aux),
-    ]
-    result = quietly(configs, x, x, epochs=5, batch_size=32, max_padding=0.3)
-    (alone,) = quietly(configs[1:], x, x, epochs=5, batch_size=32).members
-    np.testing.assert_allclose(result.members[1].losses, alone.losses, rtol=1e-4)
-    for name in ("b_dec", "b_enc", "threshold", "w_dec", "w_enc"):
-        np.testing.assert_allclose(result.members[1].params[name], alone.params[name], atol=1e-4)
+@pytest.mark.parametrize("architecture", ["batch_topk", "matryoshka"])
+def test_a_sweep_and_its_thresholds_are_read_as_they_were_saved(tmp_path, architecture):
+    x = samples(64, D_IN)
+    result = quietly([config(architecture)], x, x, epochs=2, batch_size=BATCH)
     result.save(tmp_path / "sweep")
     read = SweepResult.load(tmp_path / "sweep")
     assert read.table() == result.table()
-    for i in range(2):
-        assert isinstance(read.sae(i), BatchTopKSAE)
-        assert read.sae(i).threshold[...] > 0
-        np.testing.assert_array_equal(read.sae(i).encode(x), result.sae(i).encode(x))
+    assert read.members[0].config == config(architecture)
+    sae = read.sae(0)
+    assert type(sae) is architecture_of(config(architecture))
+    assert sae.threshold[...] == result.sae(0).threshold[...] > 0
+    np.testing.assert_array_equal(sae.encode(x), result.sae(0).encode(x))
+    formats.native.save(sae, tmp_path / "sae", config=config(architecture))
+    np.testing.assert_array_equal(formats.native.load(tmp_path / "sae").encode(x), sae.encode(x))
 
 
-def test_a_trained_sae_keeps_about_k_latents_in_units_of_the_samples():
+def test_a_trained_sae_keeps_about_k_latents_of_raw_samples():
     """The smallest latent of a batch keeps rather more than k on average, not fewer."""
     x = 5.0 * samples(1000, D_IN) + 3.0
-    config = SAEConfig(24, 3, architecture="batch_topk", normalize="center_and_scale")
-    (member,) = quietly([config], x, x, epochs=10, batch_size=100).members
-    pre = x.astype(np.float64) @ member.params["w_enc"] + member.params["b_enc"]
-    l0 = (pre > np.maximum(member.params["threshold"], 0)).sum(axis=1).mean()
-    assert 2.7 < l0 < 4.5
-    assert (np.asarray(member.sae().encode(x)) != 0).sum(axis=1).mean() == pytest.approx(l0, 1e-3)
+    one = SAEConfig(D_SAE, K, architecture="batch_topk", normalize="center_and_scale")
+    (trained,) = quietly([one], x, x, epochs=10, batch_size=100).members
+    pre = x.astype(np.float64) @ trained.params["w_enc"] + trained.params["b_enc"]
+    l0 = (pre > np.maximum(trained.params["threshold"], 0)).sum(axis=1).mean()
+    assert 0.9 * K < l0 < 1.5 * K
+    assert (np.asarray(trained.sae().encode(x)) != 0).sum(axis=1).mean() == pytest.approx(l0, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("preset", "start"), [(None, -1.0), ("saelens", 0.0), ("dictionary_learning", -1.0)]
+)
+def test_from_params_takes_a_threshold_or_starts_one(preset, start):
+    ours = config(preset=preset)
+    params = random_params(0, D_IN, D_SAE)
+    assert BatchTopKSAE.from_params(params, ours).threshold[...] == start
+    read = BatchTopKSAE.from_params(params | {"threshold": np.float32(0.25)}, ours)
+    assert read.threshold[...] == 0.25
+    with pytest.raises(ValueError, match=r"threshold has shape \(24,\); expected a number"):
+        BatchTopKSAE.from_params(params | {"threshold": np.zeros(D_SAE, np.float32)}, ours)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"k": None}, "k is None; batch_topk needs 1 to d_sae = 24"),
-        ({"target_l0": 3.0}, "target_l0 is 3.0; allowed is None for batch_topk, which does not"),
-        ({"prefix_fractions": (0.5, 1.0)}, r"prefix_fractions is \(0.5, 1.0\); allowed is None"),
-        ({"sparsity_loss": "tanh"}, "sparsity_loss is 'tanh'; allowed is 'step' for batch_topk"),
-        (
-            {"preset": "saelens", "bandwidth": 0.1},
-            "bandwidth is 0.1; allowed is None for batch_topk with preset 'saelens'",
-        ),
+        ({"k": 3, "target_l0": 4.0}, "target_l0 is 4.0; allowed is None for batch_topk"),
+        ({"k": 3, "sparsity_coefficient": 0.1}, "sparsity_coefficient is 0.1; allowed is None"),
+        ({"k": 3, "bandwidth": 0.1}, "bandwidth is 0.1; allowed is None"),
+        ({"k": 3, "prefix_fractions": (0.5, 1.0)}, r"prefix_fractions is \(0.5, 1.0\); allowed"),
     ],
 )
-def test_configs_that_no_member_can_have_are_refused(fields, message):
-    x = samples(20)
+def test_fields_without_use_are_refused(fields, message):
+    one = SAEConfig(24, architecture="batch_topk", **fields)
     with pytest.raises(ValueError, match=message):
-        quietly([SAEConfig(**{"d_sae": 24, "k": 3, "architecture": "batch_topk"} | fields)], x, x)
-
-
-def test_refused_threshold():
-    with pytest.raises(ValueError, match=r"threshold has shape \(24,\); expected a number, \[\]"):
-        random_sae(np.zeros(24))
+        architecture_of(one).check(one)

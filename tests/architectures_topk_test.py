@@ -1,70 +1,110 @@
 """TopK with AuxK against PyTorch, by hand, and in sweeps."""
 
-import dataclasses
-
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
-from k_sparse import (
-    D_IN,
-    D_SAE,
-    DEAD_AFTER,
-    SINCE,
-    assert_padding_changes_nothing,
-    assert_same_loss,
-    loss_on,
-    oracle,
-    seldom_firing_params,
-    still_dead,
-)
-from random_saes import keep_largest, random_params
+from hyperparameters import hyperparameters
+from random_saes import random_params
 from sweeps import quietly, samples
 
 from sae_jax import SAEConfig, SweepResult, TopKSAE
-from sae_jax.architectures.functional import split
+from sae_jax.architectures.functional import merge, split
+from sae_jax.architectures.training import Batch
 
-K = 3
-CONFIG = SAEConfig(
-    D_SAE, K, architecture="topk", aux_coefficient=0.5, aux_k=4, dead_after=DEAD_AFTER
-)
-CASES = [
-    ("topk", None),
-    ("topk", "saelens"),
-    ("topk", "dictionary_learning"),
-    ("abs_topk", None),
-    ("abs_topk", "saelens"),
-]
+D_IN, D_SAE, K = 8, 24, 3
+CONFIG = SAEConfig(D_SAE, K, architecture="topk", aux_coefficient=0.5)
 
 
-@pytest.mark.parametrize(("architecture", "preset"), CASES)
-@pytest.mark.parametrize("aux_k", [1, 9])
-def test_loss_and_gradients_equal_pytorch(architecture, preset, aux_k):
-    config = dataclasses.replace(
-        CONFIG, architecture=architecture, preset=preset, aux_k=aux_k, center_input=True
+def topk_with_aux(since):
+    sae = TopKSAE.from_params(random_params(0, D_IN, D_SAE), CONFIG)
+    sae.start_training(CONFIG, hyper())
+    sae.since_fired[...] = jnp.array(since, jnp.int32)
+    return sae
+
+
+def hyper(aux_k=4, dead_after=100):
+    stacked = hyperparameters(
+        (D_SAE, K, 0, 1e-3), aux_coefficient=[0.5], aux_k=[aux_k], dead_after=[dead_after]
     )
-    params, x = seldom_firing_params(), samples(40, D_IN)
-    expected = oracle(config, params, x, still_dead(config, params, x))
-    found = loss_on(config, params, x, since_fired=SINCE)
-    assert_same_loss(found, expected)
+    return jax.tree.map(lambda leaf: leaf[0], stacked)
+
+
+def loss_and_gradients(sae, x, latents, values):
+    params, kept = split(sae)
+
+    def loss_of(params):
+        merged = merge(CONFIG.template, params, kept, values)
+        loss = merged.loss(Batch(x, x, latents, jnp.int32(0)), values, kernel=None)
+        return loss, split(merged)[1]
+
+    (loss, kept), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+    return loss, grads, kept["since_fired"]
+
+
+def torch_loss_and_gradients(params, x, dead, aux_k):
+    """TopK and AuxK as Gao et al. 2024 write them, in float64."""
+    tensors = {
+        name: torch.tensor(array, dtype=torch.float64, requires_grad=True)
+        for name, array in params.items()
+    }
+    x = torch.tensor(x, dtype=torch.float64)
+    pre = x @ tensors["w_enc"] + tensors["b_enc"]
+
+    def largest(values, k):
+        top = values.topk(k, dim=1)
+        return torch.zeros_like(values).scatter(1, top.indices, top.values)
+
+    x_hat = largest(pre.relu(), K) @ tensors["w_dec"] + tensors["b_dec"]
+    missed = (x - x_hat).detach()
+    revived = largest(torch.where(torch.tensor(dead), pre.relu(), 0.0), aux_k)
+    # In units of the mean squared error: times the variance of the samples.
+    variance = ((x - x.mean(dim=0)) ** 2).mean()
+    aux = variance * ((revived @ tensors["w_dec"] - missed) ** 2).mean() / (missed**2).mean()
+    loss = ((x_hat - x) ** 2).mean() + 0.5 * aux
+    loss.backward()
+    return loss.item(), {name: tensor.grad.numpy() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("aux_k", [1, 4, 9])
+def test_loss_and_gradients_equal_pytorch(aux_k):
+    x = samples(40, D_IN)
+    since = np.where(np.arange(D_SAE) % 3 == 0, 100, 99)  # 8 dead latents
+    sae = topk_with_aux(since)
+    loss, grads, _ = loss_and_gradients(sae, x, jnp.ones(D_SAE, bool), hyper(aux_k))
+    expected, gradients = torch_loss_and_gradients(
+        random_params(0, D_IN, D_SAE), x, since >= 100, aux_k
+    )
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    gradients["w_enc_t"] = gradients.pop("w_enc").T
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(grads[name], gradient, rtol=1e-5, atol=2e-6, err_msg=name)
+
+
+def test_without_dead_latents_it_is_the_plain_loss():
+    x = samples(40, D_IN)
+    sae = topk_with_aux(np.zeros(D_SAE))
+    loss, _, since = loss_and_gradients(sae, x, jnp.ones(D_SAE, bool), hyper())
+    z = np.asarray(TopKSAE(random_params(0, D_IN, D_SAE), K, rule="relu").encode(x))
+    np.testing.assert_allclose(loss, np.mean((np.asarray(sae(x)) - x) ** 2), rtol=1e-5)
     # Samples since a latent fired: 0 if it did in this batch, else the batch's 40 more.
-    fired = (expected[2] != 0).any(axis=0)
-    np.testing.assert_array_equal(found[2]["since_fired"], np.where(fired, 0, SINCE + 40))
+    np.testing.assert_array_equal(since, np.where((z != 0).any(axis=0), 0, 40))
 
 
-@pytest.mark.parametrize(("architecture", "rule"), [("topk", "relu"), ("abs_topk", "abs")])
-def test_without_dead_latents_it_is_the_plain_loss(architecture, rule):
-    x, params = samples(40, D_IN), random_params(0, D_IN, D_SAE)
-    config = dataclasses.replace(CONFIG, architecture=architecture)
-    p = {name: array.astype(np.float64) for name, array in params.items()}
-    z = keep_largest(K, rule)(x @ p["w_enc"] + p["b_enc"])
-    expected = np.mean((z @ p["w_dec"] + p["b_dec"] - x) ** 2)
-    assert loss_on(config, params, x)[0] == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize(("architecture", "preset"), CASES)
-def test_padding_changes_nothing(architecture, preset):
-    config = dataclasses.replace(CONFIG, architecture=architecture, preset=preset)
-    assert_padding_changes_nothing(config, samples(40, D_IN))
+def test_padding_is_never_dead_and_never_revived():
+    x = samples(40, D_IN)
+    latents = jnp.arange(D_SAE) < 20
+    sae = topk_with_aux(np.full(D_SAE, 500))
+    for name in ("w_enc_t", "b_enc", "w_dec"):
+        parameter = getattr(sae, name)
+        parameter[...] = parameter[...].at[20:].set(0.0)
+    _, grads, since = loss_and_gradients(sae, x, latents, hyper(aux_k=D_SAE))
+    for name in ("w_enc_t", "b_enc", "w_dec"):
+        assert grads[name][:20].any()
+        assert not grads[name][20:].any(), name
+    np.testing.assert_array_equal(since[20:], 0)
 
 
 def test_members_with_aux_equal_their_solo_runs_and_are_saved(tmp_path):
@@ -114,14 +154,10 @@ def test_aux_revives_latents_that_an_offset_kills():
     ("fields", "message"),
     [
         ({"k": None, "architecture": "topk"}, "k is None; topk needs 1 to d_sae = 24"),
+        ({"k": 3, "target_l0": 4.0}, "target_l0 is 4.0; allowed is None for abs_topk"),
         (
             {"k": 3, "preset": "dictionary_learning"},
             "preset is 'dictionary_learning'; allowed for abs_topk are None and 'saelens'",
-        ),
-        ({"k": 3, "target_l0": 3.0}, "target_l0 is 3.0; allowed is None for abs_topk"),
-        (
-            {"k": 3, "architecture": "topk", "prefix_fractions": (0.5, 1.0)},
-            r"prefix_fractions is \(0.5, 1.0\); allowed is None for topk",
         ),
     ],
 )
@@ -138,9 +174,7 @@ def test_a_kernel_that_does_not_serve_is_refused():
 
 
 def test_what_is_kept_is_no_parameter():
-    sae = TopKSAE.from_params(random_params(0, D_IN, D_SAE), CONFIG)
-    sae.start_training(CONFIG, None)
-    params, kept = split(sae)
+    params, kept = split(topk_with_aux(np.zeros(D_SAE)))
     assert sorted(params) == ["b_dec", "b_enc", "w_dec", "w_enc_t"]
     assert sorted(kept) == ["since_fired"]
-    assert nnx.state(sae, nnx.Param).keys() == params.keys()
+    assert nnx.state(topk_with_aux(np.zeros(D_SAE)), nnx.Param).keys() == params.keys()

@@ -14,7 +14,7 @@ from sae_jax.architectures.initialization import init_params
 from sae_jax.metrics import quality as metrics
 from sae_jax.metrics.evaluate import evaluate_group
 from sae_jax.sweep.batches import epoch_order
-from sae_jax.sweep.loop import hyperparameters
+from sae_jax.sweep.hyperparameters import hyperparameters
 from sae_jax.sweep.step import Program, init_group
 
 # Of versions up to 2026-11-25.
@@ -57,13 +57,19 @@ def assert_equal_trees(found, expected, **tolerance):
 def test_random_numbers_are_the_same_to_the_bit():
     def drawn():
         configs = sae_jax.grid(d_sae=7, k=2, seed=(0, 2**32 - 1))
-        hyper = hyperparameters(configs, num_samples=10, d_in=4)
+        hyper = hyperparameters(configs, sae_jax.TrainConfig(), num_samples=10, d_in=4)
         return jax.device_get(
             [
                 epoch_order(0, 3, 100),
                 epoch_order(jnp.uint32(2**32 - 1), jnp.int32(3), 100),
                 init_params(jax.random.key(5), 4, 7, 9),
-                init_group(hyper, program=Program(configs[0].template), d_in=4, width=7).params,
+                init_group(
+                    hyper,
+                    jnp.zeros(4, jnp.float32),
+                    program=Program(configs[0].template),
+                    d_in=4,
+                    width=7,
+                ).params,
             ]
         )
 
@@ -151,7 +157,7 @@ def test_evaluation():
     x = np.random.default_rng(0).normal(size=(70, 8)).astype(np.float32)
 
     def scores():
-        hyper = hyperparameters([config], *x.shape)
+        hyper = hyperparameters([config], sae_jax.TrainConfig(), *x.shape)
         return evaluate_group(config.template, params, {}, hyper, x, batch_size=16)
 
     expected = scores()

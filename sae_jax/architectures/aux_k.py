@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from sae_jax.architectures.losses import mean_squared_deviation, mse
+from sae_jax.architectures.losses import mean_squared_deviation, mse, squared_error
 from sae_jax.architectures.training import Batch, Hyperparameters
 from sae_jax.ops.matmul import ComputeDtype, training_matmul
 from sae_jax.ops.top_k import signed_top_k_mask
@@ -55,7 +55,7 @@ def aux_k_loss(
     not depend on how well the SAE reconstructs: Var(y) * |e_hat - e|^2 / |e|^2. With preset
     "saelens" it is the sum over D of (e_hat - e)^2, times the share of `aux_k` that is dead, and
     with "dictionary_learning" such a sum divided by the variance of e. A batch of one sample has no
-    variance, and that library then no finite gradient; here the loss is 0.
+    such variance: the loss is 0, where that library's own gradients are not a number.
 
     Args:
       candidates: what revived latents would be, `[b, F]`.
@@ -74,11 +74,12 @@ def aux_k_loss(
     revived = training_matmul(jnp.where(chosen, candidates, 0.0), w_dec, dtype)
     if preset == "saelens":
         share = jnp.minimum(num_dead.astype(jnp.float32) / hyper.aux_k.astype(jnp.float32), 1.0)
-        scale = missed.shape[1] * share
-    elif preset == "dictionary_learning":
-        scale = 1.0 / mean_squared_deviation(missed)
+        auxiliary = squared_error(revived, missed) * share
     else:
-        scale = mean_squared_deviation(batch.target) / jnp.mean(jnp.square(missed))
-    # Masked before the product: an infinite one that is masked later has a gradient of NaN.
-    scale = jnp.where((num_dead > 0) & jnp.isfinite(scale), scale, 0.0)
-    return hyper.aux_coefficient * scale * mse(revived, missed)
+        if preset == "dictionary_learning":
+            scale = 1.0 / mean_squared_deviation(missed)
+        else:
+            scale = mean_squared_deviation(batch.target) / jnp.mean(jnp.square(missed))
+        # Made finite before the product, for what is masked after it has a derivative of NaN.
+        auxiliary = mse(revived, missed) * jnp.where(jnp.isfinite(scale), scale, 0.0)
+    return hyper.aux_coefficient * jnp.where(num_dead > 0, auxiliary, 0.0)

@@ -32,7 +32,7 @@ class Threshold(nnx.Variable):
         Without a preset the first estimate is that value, and later ones are an exponential mean
         of decay 0.99, which a batch that keeps nothing leaves alone. SAELens' mean starts from 0.
         dictionary_learning's starts after step 1,000 with the first value, has decay 0.999, and
-        takes 0 for a batch that keeps nothing.
+        takes 0 for a batch that keeps nothing, where that library cannot start: it raises an error.
 
         Args:
           kept: latents that the batch keeps, none negative, 0 elsewhere, `[b, F]`.
@@ -117,7 +117,7 @@ class BatchTopKSAE(SAE):
         return jnp.where(value > self.threshold[...], value, 0.0)
 
     def activate_batch(self, pre: jax.Array, k: jax.Array | int) -> jax.Array:
-        """Latents in training: the k * b largest of pre-activations `[b, F]` that are positive."""
+        """Latents in training, the k * b largest above zero, of pre-activations `[b, F]`."""
         value = jax.nn.relu(pre)
         kept = top_k_mask(value.reshape(1, -1), k * len(pre)).reshape(value.shape)
         return jnp.where(kept, value, 0.0)

@@ -65,6 +65,8 @@ class JumpReLUSAE(PenalizedSAE):
       targets_each: whether it penalizes each sample's distance from the target.
     """
 
+    # Thresholds answer at once, where a sum of latents has to turn the encoder first.
+    damping = 3.0
     in_latents_units = ("threshold",)
     sparsity_loss = "step"
     targets_each = False
@@ -135,10 +137,9 @@ class JumpReLUSAE(PenalizedSAE):
         return arrays | {"threshold": jnp.maximum(arrays["threshold"], 0.0)}
 
     def start_training(self, config: SAEConfig, hyper: Hyperparameters) -> None:
-        """Sets all thresholds to their start, but for padding latents, which keep zero."""
+        """Sets all thresholds to their start; those of padding latents stay there."""
         super().start_training(config, hyper)
-        latents = jnp.arange(self.d_sae, dtype=jnp.int32) < hyper.d_sae
-        self.threshold[...] = jnp.where(latents, hyper.threshold_init, 0.0)
+        self.threshold[...] = jnp.full_like(self.threshold[...], hyper.threshold_init)
 
     def activate(self, pre: jax.Array) -> jax.Array:
         """Pre-activations above their threshold and above zero, zero elsewhere."""

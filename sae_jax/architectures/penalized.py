@@ -1,6 +1,7 @@
 """What SAEs share that become sparse by a penalty on firing."""
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,10 @@ class PenalizedSAE(SAE):
 
     Attributes:
       log_weight: the logarithm of a weight that is adapted.
+      damping: what its controller takes the last error for, beside the sum of all.
     """
+
+    damping: ClassVar[float] = 1.0
 
     training_only = ("log_weight",)
     not_per_latent = ("log_weight",)
@@ -68,7 +72,13 @@ class PenalizedSAE(SAE):
         return dict.fromkeys(("b_enc", *cls.in_latents_units), x_scale) | {"b_dec": y_scale}
 
     def start_training(self, config: SAEConfig, hyper: Hyperparameters) -> None:
-        """Starts a weight that is adapted at the config's coefficient."""
+        """Starts a weight that is adapted at the config's coefficient.
+
+        Without a preset `b_enc` starts at zero, since random numbers of order 1 are much or
+        nothing in the samples' units.
+        """
+        if config.preset is None:
+            self.b_enc[...] = jnp.zeros_like(self.b_enc[...])
         if config.target_l0 is not None and config.preset is None:
             self.log_weight = LogWeight.start(hyper)
 
@@ -81,13 +91,15 @@ class PenalizedSAE(SAE):
           hyper: the coefficient, the target and the steps of warm-up.
         """
         if hasattr(self, "log_weight"):
-            return self.log_weight.adapt(l0, hyper)
-        grown = batch.step.astype(jnp.float32) / jnp.maximum(hyper.sparsity_warmup_steps, 1)
-        warm = hyper.sparsity_warmup_steps > 0
-        return hyper.sparsity_coefficient * jnp.where(warm, jnp.minimum(grown, 1.0), 1.0)
+            return self.log_weight.adapt(l0, hyper, self.damping)
+        warmup = hyper.sparsity_warmup_steps.astype(jnp.float32)
+        grown = batch.step.astype(jnp.float32) / jnp.maximum(warmup, 1.0)
+        return hyper.sparsity_coefficient * jnp.where(warmup > 0, jnp.minimum(grown, 1.0), 1.0)
 
 
-def filled(config: SAEConfig, **defaults: float) -> SAEConfig:
+def filled(config: SAEConfig, **defaults: Any) -> SAEConfig:
     """The config with those of its fields that are `None` at other defaults."""
-    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    missing: dict[str, Any] = {
+        name: value for name, value in defaults.items() if getattr(config, name) is None
+    }
     return dataclasses.replace(config, **missing)
