@@ -7,7 +7,7 @@ from parity import member
 from random_saes import random_params
 from sweeps import quietly, samples
 
-from sae_jax import SAEConfig
+from sae_jax import SAEConfig, SweepResult, formats
 from sae_jax.architectures.batch_topk import BatchTopKSAE, Threshold
 from sae_jax.architectures.registry import architecture_of
 
@@ -166,6 +166,33 @@ def test_members_equal_their_solo_runs(architecture):
         thresholds = [np.asarray(r.sae(j).threshold) for r, j in ((together, i), (alone, 0))]
         assert thresholds[0] > 0
         np.testing.assert_allclose(*thresholds, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["batch_topk", "matryoshka"])
+def test_a_sweep_and_its_thresholds_are_read_as_they_were_saved(tmp_path, architecture):
+    x = samples(64, D_IN)
+    result = quietly([config(architecture)], x, x, epochs=2, batch_size=BATCH)
+    result.save(tmp_path / "sweep")
+    read = SweepResult.load(tmp_path / "sweep")
+    assert read.table() == result.table()
+    assert read.members[0].config == config(architecture)
+    sae = read.sae(0)
+    assert type(sae) is architecture_of(config(architecture))
+    assert sae.threshold[...] == result.sae(0).threshold[...] > 0
+    np.testing.assert_array_equal(sae.encode(x), result.sae(0).encode(x))
+    formats.native.save(sae, tmp_path / "sae", config=config(architecture))
+    np.testing.assert_array_equal(formats.native.load(tmp_path / "sae").encode(x), sae.encode(x))
+
+
+def test_a_trained_sae_keeps_about_k_latents_of_raw_samples():
+    """The smallest latent of a batch keeps rather more than k on average, not fewer."""
+    x = 5.0 * samples(1000, D_IN) + 3.0
+    one = SAEConfig(D_SAE, K, architecture="batch_topk", normalize="center_and_scale")
+    (trained,) = quietly([one], x, x, epochs=10, batch_size=100).members
+    pre = x.astype(np.float64) @ trained.params["w_enc"] + trained.params["b_enc"]
+    l0 = (pre > np.maximum(trained.params["threshold"], 0)).sum(axis=1).mean()
+    assert 0.9 * K < l0 < 1.5 * K
+    assert (np.asarray(trained.sae().encode(x)) != 0).sum(axis=1).mean() == pytest.approx(l0, 1e-3)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from sae_jax.architectures.initialization import init_params
 from sae_jax.architectures.topk import TopKSAE
-from sae_jax.ops.top_k import _bisect, _count, top_k_mask
+from sae_jax.ops.top_k import _bisect, _count, signed_top_k_mask, top_k_mask
 
 NUM_ROWS, NUM_LATENTS = 3, 13
 SMALLEST_SUBNORMAL = np.float32(1e-45)
@@ -142,6 +142,65 @@ def test_it_is_a_constant_to_every_derivative():
     np.testing.assert_allclose(jax.linearize(kept, values)[1](values), (expected * values).sum())
     diagonal = jnp.einsum("ijij->ij", jax.hessian(kept)(values))
     np.testing.assert_allclose(diagonal, 2 * oracle(values, 4))
+
+
+jitted_signed_mask = jax.jit(signed_top_k_mask)
+# No two of them differ in the last bit alone.
+SIGNED = [-np.inf, -3e38, -2.0, -1.0, -1e-30, 0.0, 1e-30, 1.0, 2.0, 3e38, np.inf]
+
+
+def signed_oracle(values, allowed, k):
+    """Marks the first k of a stable descending sort of what is allowed."""
+    allowed = np.broadcast_to(allowed, values.shape)
+    mask = np.zeros(values.shape, bool)
+    for row, may, marked in zip(values, allowed, mask, strict=True):
+        order = np.argsort(-row.astype(np.float64), kind="stable")
+        marked[order[may[order]][:k]] = True
+    return mask
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows(st.sampled_from(SIGNED)),
+    hnp.arrays(bool, (NUM_ROWS, NUM_LATENTS)),
+    st.integers(1, NUM_LATENTS),
+)
+def test_signed_values_of_which_some_are_allowed(values, allowed, k):
+    """Where fewer than k are allowed, those are marked: perhaps none."""
+    expected = signed_oracle(values, allowed, k)
+    np.testing.assert_array_equal(jitted_signed_mask(values, allowed, k), expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows(st.floats(width=32, allow_nan=False)),
+    hnp.arrays(bool, (1, NUM_LATENTS)),
+    st.integers(1, NUM_LATENTS),
+)
+def test_any_signed_floats(values, allowed, k):
+    mask = np.asarray(jitted_signed_mask(values, allowed, k))
+    assert not (mask & ~allowed).any()
+    np.testing.assert_array_equal(mask.sum(axis=1), min(k, allowed.sum()))
+    # Up to a last bit, none that is left out is larger.
+    for row, marked in zip(values, mask, strict=True):
+        left = row[allowed[0] & ~marked]
+        if len(left) and marked.any():
+            assert np.nextafter(row[marked].min(), np.float32(np.inf)) >= left.max()
+
+
+def test_the_signed_mask_of_each_member_under_vmap_and_its_derivative():
+    values = np.random.default_rng(1).normal(size=(3, 5, 16)).astype(np.float32)
+    allowed = np.random.default_rng(2).random((3, 1, 16)) < 0.5
+    k = np.array([1, 4, 16])
+    got = jax.jit(jax.vmap(signed_top_k_mask))(values, allowed, k)
+    for i in range(3):
+        np.testing.assert_array_equal(got[i], signed_oracle(values[i], allowed[i], k[i]))
+
+    def kept(values):
+        return jnp.sum(jnp.where(signed_top_k_mask(values, allowed[1], 4), values**2, 0.0))
+
+    expected = np.where(signed_oracle(values[1], allowed[1], 4), 2 * values[1], 0.0)
+    np.testing.assert_allclose(jax.grad(kept)(values[1]), expected)
 
 
 @partial(jax.jit, static_argnums=1)
