@@ -85,7 +85,7 @@ def write_pair(
     absent(weights)
     write_json(config, config_file)
     # safetensors copies an array's memory as it lies, so views must be made contiguous.
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     safetensors_numpy.save_file(contiguous, weights)
     return weights.parent
 
