@@ -251,7 +251,7 @@ def test_metadata_of_saelens_before_6(tmp_path):
 @pytest.mark.parametrize(
     "config, says",
     [
-        (NEW | {"architecture": "transcoder"}, "is a transcoder of SAELens.*standard.*gated"),
+        (NEW | {"architecture": "skip_transcoder"}, "is a transcoder of SAELens.*standard.*gated"),
         (NEW | {"architecture": "jumprelu_skip_transcoder"}, "is a transcoder of SAELens"),
         (NEW | {"architecture": "temporal"}, "architecture.*'temporal'.*topk"),
         (NEW, "architecture"),

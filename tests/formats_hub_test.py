@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from huggingface_hub.utils import filter_repo_objects
-from random_saes import random_jumprelu, random_topk, samples
+from random_saes import random_jumprelu, random_saes, random_topk, samples
 
 from sae_jax import formats
 from sae_jax.formats import hub
@@ -81,6 +81,30 @@ def test_card_tells_config_metrics_data_and_how_to_load(remote):
     assert 'hub.from_pretrained("someone/tiny-sae", folder="layers/14")' in body
     assert 'SAE.from_pretrained("someone/tiny-sae", "layers/14")' in body
     assert "48 non-negative latents" in body  # 24 latents, doubled
+
+
+@pytest.mark.parametrize(
+    "kind, says",
+    [
+        ("batch_topk", "A BatchTopK sparse autoencoder of 24 latents"),
+        ("matryoshka", "A Matryoshka BatchTopK sparse autoencoder of 24 latents"),
+        ("jumprelu", "A JumpReLU sparse autoencoder of 24 latents"),
+        ("gated", "A gated sparse autoencoder of 24 latents"),
+        ("relu", "A ReLU sparse autoencoder of 24 latents"),
+    ],
+)
+@pytest.mark.parametrize("d_out", [8, 5])
+def test_every_kind_is_pushed_and_its_card_says_what_it_is(remote, kind, says, d_out):
+    sae, x = random_saes(d_out=d_out)[kind], samples()
+    hub.push_to_hub(sae, "someone/tiny-sae", **ABOUT)
+    loaded = hub.from_pretrained(remote.root)
+    np.testing.assert_allclose(loaded.encode(x), sae.encode(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loaded(x), sae(x), rtol=1e-4, atol=1e-4)
+    card = (remote.root / "README.md").read_text()
+    if d_out == 5:
+        says = says.replace("sparse autoencoder", "transcoder")
+        assert "on activations of width 8, which predicts others of width 5, trained" in card
+    assert says in card
 
 
 def test_card_speaks_of_doubling_only_where_there_is_any():

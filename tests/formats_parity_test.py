@@ -7,9 +7,16 @@ import json
 
 import numpy as np
 import pytest
-from random_saes import random_gates, random_jumprelu, random_params, random_topk, samples
+from random_saes import (
+    random_gates,
+    random_params,
+    random_saes,
+    random_topk,
+    samples,
+)
 
 from sae_jax import formats
+from sae_jax.architectures.batch_topk import BatchTopKSAE
 
 torch = pytest.importorskip("torch", reason="the foreign libraries need PyTorch")
 
@@ -53,6 +60,16 @@ def assert_same_outputs(sae, x, latents, x_hat):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
+def assert_read_as_written(sae, folder, x):
+    """What we read of a file computes what was written to it."""
+    read = formats.load(folder)
+    for ours, written in ((read.encode(x), sae.encode(x)), (read(x), sae(x))):
+        np.testing.assert_allclose(ours, written, rtol=0, atol=1e-5 * np.abs(written).max())
+
+
+KINDS = list(random_saes())
+
+
 def set_params(p, **tensors):
     """Puts random parameters into a foreign module; keys say which goes where."""
     with torch.no_grad():
@@ -78,14 +95,50 @@ def test_topk_to_saelens(tmp_path, sae_lens, d_in, d_sae, k, rule, center, norma
     assert_same_outputs(sae, x, latents, theirs.decode(latents))
 
 
+IN_SAELENS = {"relu": "standard", "gated": "gated"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("d_in, d_sae, k", SIZES[::3])
 @pytest.mark.parametrize("center, normalize", FLAGS)
-def test_jumprelu_to_saelens(tmp_path, sae_lens, center, normalize):
-    sae = random_jumprelu(2, center_input=center, normalize_input=normalize)
-    formats.save(sae, tmp_path, format="saelens")
+def test_every_kind_to_saelens(tmp_path, sae_lens, kind, d_in, d_sae, k, center, normalize):
+    sae = random_saes(2, d_in, d_sae, center_input=center, normalize_input=normalize)[kind]
+    formats.save(sae, tmp_path, format="saelens", metadata={"model_name": "tiny"})
     theirs = sae_lens.SAE.load_from_disk(tmp_path)
-    x = samples(2)
+    assert theirs.cfg.architecture() == IN_SAELENS.get(kind, "jumprelu")
+    assert theirs.cfg.metadata.model_name == "tiny"
+    x = samples(2, d_in)
     latents = theirs.encode(torch.tensor(x))
     assert_same_outputs(sae, x, latents, theirs.decode(latents))
+    assert_read_as_written(sae, tmp_path, x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("d_out", [5, 8, 20])
+@pytest.mark.parametrize("center", [False, True])
+def test_transcoders_to_saelens(tmp_path, sae_lens, kind, d_out, center):
+    """With equal widths the metadata tell that it is one, and `b_dec` may have been subtracted."""
+    sae = random_saes(13, d_out=d_out, center_input=center and d_out == 8)[kind]
+    metadata = {"hook_name": "blocks.3.ln2.hook_normalized", "hook_name_out": "blocks.3.mlp_out"}
+    formats.save(sae, tmp_path, format="saelens", metadata=metadata)
+    theirs = sae_lens.SAE.load_from_disk(tmp_path)
+    architecture = "transcoder" if kind == "relu" else "jumprelu_transcoder"
+    assert theirs.cfg.architecture() == architecture
+    assert theirs.cfg.metadata.hook_name_out == "blocks.3.mlp_out"
+    x = samples(13)
+    assert_same_outputs(sae, x, theirs.encode(torch.tensor(x)), theirs(torch.tensor(x)))
+    assert_read_as_written(sae, tmp_path, x)
+
+
+@pytest.mark.parametrize("architecture", ["transcoder", "jumprelu_transcoder"])
+@pytest.mark.parametrize("d_out", [5, 8])
+def test_transcoders_from_saelens(tmp_path, sae_lens, architecture, d_out):
+    theirs = saelens_sae(sae_lens, architecture, d_out=d_out, apply_b_dec_to_input=False)
+    theirs.save_model(tmp_path)
+    x = samples(10)
+    assert_same_outputs(
+        formats.load(tmp_path), x, theirs.encode(torch.tensor(x)), theirs(torch.tensor(x))
+    )
 
 
 @pytest.mark.parametrize("d_in, d_sae, k", SIZES[::3])
@@ -154,8 +207,8 @@ def saelens_sae(sae_lens, architecture, **options):
 
     sae_class, config_class = get_sae_class(architecture)
     theirs = sae_class(config_class(d_in=8, d_sae=24, **options))
-    p = random_params(10)
-    ours = {"W_enc": p["w_enc"], "b_enc": p["b_enc"], "W_dec": p["w_dec"], "b_dec": p["b_dec"]}
+    p, out = random_params(10), random_params(10, options.get("d_out", 8))
+    ours = {"W_enc": p["w_enc"], "b_enc": p["b_enc"], "W_dec": out["w_dec"], "b_dec": out["b_dec"]}
     ours |= random_gates(10) | {"threshold": np.linspace(-0.5, 1.0, 24).astype(np.float32)}
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
@@ -268,14 +321,14 @@ def test_what_saelens_training_leaves(tmp_path, sae_lens, architecture, rescale,
     assert_same_outputs(formats.load(tmp_path / "theirs"), x, latents, theirs.decode(latents))
 
 
-@pytest.mark.parametrize("architecture", ["transcoder", "jumprelu_skip_transcoder"])
-def test_transcoders_of_saelens_are_named(tmp_path, sae_lens, architecture):
+@pytest.mark.parametrize("architecture", ["skip_transcoder", "jumprelu_skip_transcoder"])
+def test_skip_connections_of_saelens_are_named(tmp_path, sae_lens, architecture):
     from sae_lens.registry import get_sae_class
 
     sae_class, config_class = get_sae_class(architecture)
     config = config_class(d_in=8, d_sae=24, d_out=8, apply_b_dec_to_input=False)
     sae_class(config).save_model(tmp_path)
-    with pytest.raises(ValueError, match="is a transcoder of SAELens"):
+    with pytest.raises(ValueError, match="is a transcoder of SAELens with a skip"):
         formats.load(tmp_path)
 
 
@@ -342,6 +395,60 @@ def test_to_dictionary_learning(tmp_path, dictionary_utils, d_in, d_sae, k, rule
     theirs, config = dictionary_utils.load_dictionary(str(tmp_path), device="cpu")
     assert config["trainer"]["k"] == k
     x = samples(6, d_in)
+    latents = theirs.encode(torch.tensor(x))
+    assert_same_outputs(sae, x, latents, theirs.decode(latents))
+
+
+IN_DICTIONARY_LEARNING = {
+    "batch_topk": "BatchTopKSAE",
+    "matryoshka": "MatryoshkaBatchTopKSAE",
+    "jumprelu": "JumpReluAutoEncoder",
+    "gated": "GatedAutoEncoder",
+    "relu": "AutoEncoderNew",
+}
+
+
+def dictionary_outputs(dictionary_utils, folder, x):
+    """The class and what it makes of samples, as the library loads it."""
+    theirs, _ = dictionary_utils.load_dictionary(str(folder), device="cpu")
+    latents = theirs.encode(torch.tensor(x))
+    return theirs, latents, theirs.decode(latents)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("d_in, d_sae, k", SIZES[::3])
+@pytest.mark.parametrize("center", [False, True])
+def test_every_kind_to_dictionary_learning(
+    tmp_path, dictionary_utils, kind, d_in, d_sae, k, center
+):
+    sae = random_saes(14, d_in, d_sae, center_input=center)[kind]
+    formats.save(sae, tmp_path, format="dictionary_learning")
+    x = samples(14, d_in)
+    theirs, latents, x_hat = dictionary_outputs(dictionary_utils, tmp_path, x)
+    assert type(theirs).__name__ == IN_DICTIONARY_LEARNING[kind]
+    assert_same_outputs(sae, x, latents, x_hat)
+    assert_read_as_written(sae, tmp_path, x)
+    if kind in ("batch_topk", "matryoshka"):
+        assert theirs.k == 5
+    if kind == "matryoshka":
+        # Without its last group it is the first prefix alone.
+        theirs.active_groups = 1
+        first = theirs.encode(torch.tensor(x)).detach().numpy()
+        np.testing.assert_array_equal(first[:, : d_sae // 4], latents.detach()[:, : d_sae // 4])
+        assert not first[:, d_sae // 4 :].any()
+
+
+@pytest.mark.parametrize("k", [5, None])
+@pytest.mark.parametrize("threshold", [-1.0, 0.7])
+def test_a_batch_topk_that_knows_little(tmp_path, sae_lens, dictionary_utils, k, threshold):
+    """Neither k, perhaps, nor an estimate of its threshold."""
+    sae = BatchTopKSAE(random_params(15), threshold, k=k, center_input=True)
+    x = samples(15)
+    formats.save(sae, tmp_path / "dictionary", format="dictionary_learning")
+    _, latents, x_hat = dictionary_outputs(dictionary_utils, tmp_path / "dictionary", x)
+    assert_same_outputs(sae, x, latents, x_hat)
+    formats.save(sae, tmp_path / "lens", format="saelens")
+    theirs = sae_lens.SAE.load_from_disk(tmp_path / "lens")
     latents = theirs.encode(torch.tensor(x))
     assert_same_outputs(sae, x, latents, theirs.decode(latents))
 

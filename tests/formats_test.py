@@ -6,23 +6,31 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_saes import (
+    activation_of,
     forward,
     jump,
     keep_largest,
     random_jumprelu,
     random_params,
+    random_saes,
     random_topk,
     samples,
 )
 
+import sae_jax
 from sae_jax import formats
 from sae_jax.architectures.base import SAE
+from sae_jax.architectures.batch_topk import BatchTopKSAE
+from sae_jax.architectures.gated import GatedSAE
 from sae_jax.architectures.jumprelu import JumpReLUSAE
 from sae_jax.architectures.topk import TopKSAE
-from sae_jax.formats import native
+from sae_jax.formats import kinds, native
+from sae_jax.sweep.result import Member
 
 torch = pytest.importorskip("torch", reason="the .pt formats need PyTorch")
 
+OTHERS = tuple(random_saes().values())
+TRANSCODER = TopKSAE(random_params(1) | {"w_dec": np.ones((24, 5)), "b_dec": np.ones(5)}, 5)
 METADATA = {"layer": 14, "position": 3, "metrics": {"mse": 0.25}, "model": "tiny"}
 FLAGS = ("center_input", "normalize_input")
 
@@ -33,10 +41,12 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found.params[name], array, err_msg=name)
     for name in FLAGS:
         assert getattr(found, name) == getattr(expected, name)
-    if isinstance(expected, TopKSAE):
-        assert (found.k, found.rule) == (expected.k, expected.rule)
-    else:
-        np.testing.assert_array_equal(found.threshold[...], expected.threshold[...])
+    for name in ("k", "rule", "prefix_sizes"):
+        assert getattr(found, name, None) == getattr(expected, name, None)
+    for name in ("threshold", "b_mag", "r_mag"):
+        if hasattr(expected, name):
+            own, same = getattr(found, name), getattr(expected, name)
+            np.testing.assert_array_equal(own[...], same[...], err_msg=name)
 
 
 def assert_computes(sae, expected, x):
@@ -74,6 +84,232 @@ def test_topk_comes_back_bit_for_bit(
     formats.save(sae, folder, format=format, metadata=METADATA)
     assert_same(formats.load(folder), sae)
     assert formats.load_metadata(folder) == METADATA
+
+
+INPUT = [(False, False), (True, False), (False, True), (True, True)]
+KINDS = list(random_saes())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("center, normalize", INPUT)
+def test_native_files_hold_every_kind(tmp_path, kind, center, normalize):
+    sae = random_saes(center_input=center, normalize_input=normalize)[kind]
+    native.save(sae, tmp_path, METADATA)
+    loaded = formats.load(tmp_path)
+    assert_same(loaded, sae)
+    x = samples()
+    np.testing.assert_array_equal(loaded.encode(x), sae.encode(x))
+    np.testing.assert_array_equal(loaded(x), sae(x))
+    activate = activation_of(sae)
+    expected = forward(sae.params, x, activate, center=center, normalize=normalize)
+    np.testing.assert_allclose(loaded.encode(x), expected[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(loaded(x), expected[1], rtol=1e-4, atol=1e-4)
+    assert formats.load_metadata(tmp_path) == METADATA
+
+
+@pytest.mark.parametrize(
+    "sae", [TRANSCODER, *random_saes(d_out=5).values()], ids=lambda s: type(s).__name__
+)
+def test_native_files_hold_transcoders(tmp_path, sae):
+    native.save(sae, tmp_path)
+    assert_same(formats.load(tmp_path), sae)
+
+
+def test_a_batch_topk_that_does_not_know_its_k(tmp_path):
+    native.save(BatchTopKSAE(random_params(0), -1.0), tmp_path)
+    assert formats.load(tmp_path).k is None
+
+
+SWEPT = [
+    sae_jax.SAEConfig(24, 5, architecture="abs_topk"),
+    sae_jax.SAEConfig(24, 5, architecture="topk", normalize="layer_norm"),
+    sae_jax.SAEConfig(24, 5, architecture="batch_topk", center_input=True, aux_coefficient=0.1),
+    sae_jax.SAEConfig(24, 5, architecture="batch_topk", preset="saelens"),
+    sae_jax.SAEConfig(24, 5, architecture="matryoshka", prefix_fractions=(0.25, 0.5, 1.0)),
+    sae_jax.SAEConfig(24, architecture="jumprelu", target_l0=5.0),
+    sae_jax.SAEConfig(24, architecture="gated", sparsity_coefficient=0.1, normalize="layer_norm"),
+    sae_jax.SAEConfig(24, architecture="relu", sparsity_coefficient=0.1, normalize="center"),
+]
+
+
+@pytest.mark.parametrize("d_out", [8, 5])
+def test_a_sweep_of_every_architecture_comes_back_bit_for_bit(tmp_path, d_out):
+    fits = [c for c in SWEPT if d_out == 8 or not (c.center_input or c.normalize == "layer_norm")]
+    saes = random_saes(d_out=d_out)
+    members = [
+        Member(
+            config,
+            kinds.arrays_of(saes.get(config.architecture, saes["relu"])),
+            metrics={"mse": 0.25},
+            firing_rate=np.zeros(24, np.float32),
+            losses=np.ones(3, np.float32),
+        )
+        for config in fits
+    ]
+    result = sae_jax.SweepResult(members, sae_jax.TrainConfig())
+    result.save(tmp_path / "sweep")
+    read, x = sae_jax.SweepResult.load(tmp_path / "sweep"), samples()
+    assert read.table() == result.table()
+    for i, config in enumerate(fits):
+        place = tmp_path / "sweep" / "members" / f"{i:05d}"
+        for loaded in (read.sae(i), formats.load(place)):
+            assert_same(loaded, result.sae(i))
+            np.testing.assert_array_equal(loaded.encode(x), result.sae(i).encode(x))
+            np.testing.assert_array_equal(loaded(x), result.sae(i)(x))
+        assert formats.load_metadata(place)["architecture"] == config.architecture
+        for other in fits[:i] + fits[i + 1 :]:
+            with pytest.raises(ValueError, match="the sweep says"):
+                native.check_holds(place, other)
+
+
+def test_a_native_file_with_a_config_of_earlier_days_is_read(tmp_path):
+    """Batch top-k and penalized SAEs were once described by what they were trained with."""
+    sae = random_saes(center_input=True)["batch_topk"]
+    native.save(sae, tmp_path)
+    path = tmp_path / "config.json"
+    described = json.loads(path.read_text())
+    del described["k"]
+    config = {"d_sae": 24, "k": 5, "architecture": "batch_topk", "center_input": True}
+    write_json(path, described | {"config": config})
+    assert_same(formats.load(tmp_path), sae)
+    native.check_holds(tmp_path, sae_jax.SAEConfig(**config))
+    write_json(path, described | {"config": config | {"depth": 2}})
+    with pytest.raises(ValueError, match="config in .*depth"):
+        formats.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entries, says",
+    [
+        ({"k": 0}, "k in .* 0; allowed is an integer from 1"),
+        ({"k": 2.5}, "k in .* 2.5; allowed is an integer from 1"),
+        ({"prefix_sizes": 3}, "prefix_sizes in .* 3; allowed is a list of integers"),
+        ({"prefix_sizes": [3, "all"]}, "prefix_sizes in .*'all'; allowed is an integer from 1"),
+        ({"architecture": "gated"}, "holds .*k.*expected"),
+        ({"architecture": "crosscoder"}, "'crosscoder'; allowed is one of .*matryoshka"),
+    ],
+)
+def test_a_native_config_of_what_cannot_be(tmp_path, entries, says):
+    native.save(random_saes()["matryoshka"], tmp_path)
+    path = tmp_path / "config.json"
+    write_json(path, json.loads(path.read_text()) | entries)
+    with pytest.raises(ValueError, match=says):
+        formats.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_native_weights_that_lack_an_array_of_their_kind(tmp_path, kind):
+    sae = random_saes()[kind]
+    native.save(sae, tmp_path)
+    weights = safetensors.numpy.load_file(tmp_path / "sae.safetensors")
+    weights.pop({"gated": "r_mag", "relu": "b_dec"}.get(kind, "threshold"))
+    safetensors.numpy.save_file(weights, tmp_path / "sae.safetensors")
+    with pytest.raises(ValueError, match="expected"):
+        formats.load(tmp_path)
+
+
+# What other libraries are given; `formats_parity_test` opens it there.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize(
+    "format, normalize", [("saelens", False), ("saelens", True), ("dictionary_learning", False)]
+)
+def test_other_formats_keep_what_each_kind_computes(tmp_path, format, kind, center, normalize):
+    sae = random_saes(center_input=center, normalize_input=normalize)[kind]
+    formats.save(sae, tmp_path, format=format, metadata=METADATA)
+    loaded, x = formats.load(tmp_path), samples()
+    assert isinstance(loaded, JumpReLUSAE)
+    expected = forward(sae.params, x, activation_of(sae), center=center, normalize=normalize)
+    np.testing.assert_allclose(loaded.encode(x), expected[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(loaded(x), expected[1], rtol=1e-4, atol=1e-4)
+    assert formats.load_metadata(tmp_path) == METADATA
+
+
+def test_a_centered_gate_by_hand(tmp_path):
+    """x = 3, b_dec = 1, w_enc = 2: h = (3 - 1) * 2 = 4 and 4 * exp(log 3) - 5 = 7, if 4 - 3 > 0.
+
+    Without centering h is 6, and biases are -3 - 2 = -5 and -5 - 2 * 3 = -11.
+    """
+    one = lambda value: np.full(1, value, np.float32)  # noqa: E731
+    params = {"w_enc": one(2)[None], "b_enc": one(-5), "w_dec": one(1)[None], "b_dec": one(1)}
+    sae = GatedSAE(params, one(-11), one(np.log(3)))
+    np.testing.assert_allclose(sae.encode(one(3)), [7.0], rtol=1e-6)
+    formats.save(sae, tmp_path, format="dictionary_learning")
+    state = torch.load(tmp_path / "ae.pt")
+    np.testing.assert_allclose(state["gate_bias"], [-3.0], rtol=1e-6)
+    np.testing.assert_allclose(state["mag_bias"], [-5.0], rtol=1e-6)
+    np.testing.assert_allclose(formats.load(tmp_path).encode(one(3)), [7.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("format", ["saelens", "dictionary_learning"])
+def test_a_batch_topk_before_its_first_estimate_is_a_relu(tmp_path, format):
+    sae = BatchTopKSAE(random_params(2), -1.0, k=5)
+    formats.save(sae, tmp_path, format=format)
+    x = samples()
+    assert_computes(formats.load(tmp_path), forward(sae.params, x, jump(0.0)), x)
+
+
+def test_dictionary_learning_is_told_k_and_the_groups(tmp_path):
+    formats.save(random_saes()["matryoshka"], tmp_path, format="dictionary_learning")
+    state = torch.load(tmp_path / "ae.pt")
+    assert state["group_sizes"].tolist() == [6, 18]
+    assert (state["k"].item(), state["k"].dtype) == (5, torch.int32)
+    assert json.loads((tmp_path / "config.json").read_text())["trainer"]["k"] == 5
+
+
+def test_without_k_a_batch_topk_is_a_jumprelu_of_dictionary_learning(tmp_path):
+    sae = BatchTopKSAE(random_params(3), 0.7, center_input=True)
+    formats.save(sae, tmp_path, format="dictionary_learning")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["trainer"]["dict_class"] == "JumpReluAutoEncoder"
+    x = samples()
+    assert_computes(formats.load(tmp_path), forward(sae.params, x, jump(0.7), center=True), x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("d_out", [5, 8])
+def test_transcoders_to_saelens_and_back(tmp_path, kind, d_out):
+    """Where both widths are equal, the metadata tell that it is one."""
+    sae = random_saes(d_out=d_out, center_input=d_out == 8)[kind]
+    metadata = {"hook_name_out": "blocks.3.hook_mlp_out"} if d_out == 8 else {}
+    formats.save(sae, tmp_path, format="saelens", metadata=metadata)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    assert config["architecture"] == "transcoder" if kind == "relu" else "jumprelu_transcoder"
+    assert (config["d_out"], config["apply_b_dec_to_input"]) == (d_out, False)
+    loaded, x = formats.load(tmp_path), samples()
+    z, y_hat = forward_transcoder(sae, x)
+    np.testing.assert_allclose(loaded.encode(x), z, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(loaded(x), y_hat, rtol=1e-4, atol=1e-4)
+    assert formats.load_metadata(tmp_path) == metadata
+
+
+def forward_transcoder(sae, x):
+    p = {name: np.asarray(array, np.float64) for name, array in sae.params.items()}
+    h = x - p["b_dec"] if sae.center_input else x
+    z = activation_of(sae)(h @ p["w_enc"] + p["b_enc"])
+    return z, z @ p["w_dec"] + p["b_dec"]
+
+
+@pytest.mark.parametrize(
+    "entries, says",
+    [
+        ({"architecture": "skip_transcoder"}, "skip connection"),
+        ({"architecture": "jumprelu_skip_transcoder"}, "skip connection"),
+        ({"architecture": "jumprelu"}, "architecture.*'jumprelu'.*jumprelu_transcoder"),
+        ({"apply_b_dec_to_input": True}, "apply_b_dec_to_input.*false for a transcoder"),
+        ({"normalize_activations": "layer_norm"}, "layer_norm.*none"),
+        ({"reshape_activations": "hook_z"}, "hook_z.*none"),
+        ({"d_out": 6}, "d_out.* 6.*5"),
+    ],
+)
+def test_transcoders_of_saelens_that_are_not_read(tmp_path, entries, says):
+    formats.save(random_saes(d_out=5)["jumprelu"], tmp_path, format="saelens")
+    path = tmp_path / "cfg.json"
+    write_json(path, json.loads(path.read_text()) | entries)
+    with pytest.raises(ValueError, match=says):
+        formats.load(tmp_path)
 
 
 @pytest.mark.parametrize("format", ["native", "saelens"])
@@ -355,12 +591,21 @@ def test_a_note_of_doubling_that_the_weights_deny_is_an_error(tmp_path):
 # What a format cannot hold.
 
 
-@pytest.mark.parametrize("format", ["dictionary_learning", "sparsify", "published"])
 @pytest.mark.parametrize(
-    "sae, says",
+    "format, sae, says",
     [
-        (random_jumprelu(), "JumpReLUSAE|TopKSAE"),
-        (random_topk(normalize_input=True), "normalize_input"),
+        *((format, sae, "TopKSAE") for format in ("sparsify", "published") for sae in OTHERS),
+        *(
+            (format, sae, says)
+            for format in ("dictionary_learning", "sparsify", "published")
+            for sae, says in (
+                (random_topk(normalize_input=True), "normalize_input is True"),
+                (TRANSCODER, "transcoder.*width 8 .*width 5"),
+            )
+        ),
+        *(("dictionary_learning", sae, "transcoder") for sae in random_saes(d_out=5).values()),
+        ("saelens", TRANSCODER, "no transcoder that is a TopKSAE"),
+        ("saelens", SAE(random_params(0)), "cannot save a SAE without its config; .*GatedSAE"),
     ],
 )
 def test_what_cannot_be_held_is_an_error(tmp_path, format, sae, says):

@@ -1,7 +1,7 @@
 """BatchTopK: the latents that rank highest in a whole batch; a threshold for inference."""
 
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +60,9 @@ class BatchTopKSAE(SAE):
     the others (Bussmann, Leask and Nanda 2024, arXiv:2412.06410).
 
     Attributes:
-      k: mean number of latents kept per sample in training.
       threshold: the threshold, `[]`.
+      k: mean number of latents kept per sample in training, where it is known.
+      prefix_sizes: latents of each nested prefix that `MatryoshkaSAE` trains.
       since_fired: samples since each latent fired last, `[F]`, where the auxiliary loss needs
         to know.
     """
@@ -75,6 +76,8 @@ class BatchTopKSAE(SAE):
         params: Mapping[str, jax.Array | np.ndarray],
         threshold: jax.Array | np.ndarray | float,
         *,
+        k: int | None = None,
+        prefix_sizes: Sequence[int] = (),
         center_input: bool = False,
         normalize_input: bool = False,
         dtype: ComputeDtype | DTypeLike = "float32",
@@ -85,6 +88,8 @@ class BatchTopKSAE(SAE):
         if np.shape(threshold) != ():
             raise ValueError(f"threshold has shape {np.shape(threshold)}; expected a number, []")
         self.threshold = Threshold(jnp.asarray(threshold, jnp.float32))
+        self.k = k
+        self.prefix_sizes = tuple(prefix_sizes)
 
     @classmethod
     def from_params(cls, params: Mapping[str, jax.Array | np.ndarray], config: SAEConfig) -> Self:
@@ -93,7 +98,8 @@ class BatchTopKSAE(SAE):
         params = dict(params)
         # SAELens' mean starts from 0, others from the first value.
         threshold = params.pop("threshold", 0.0 if config.preset == "saelens" else -1.0)
-        return cls(params, threshold, **options_of(config))
+        known: dict[str, Any] = {"k": config.k, "prefix_sizes": config.prefix_sizes}
+        return cls(params, threshold, **known, **options_of(config))
 
     @classmethod
     def is_rescaled(cls, config: SAEConfig) -> bool:

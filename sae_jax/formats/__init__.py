@@ -2,17 +2,18 @@
 
 | format | read | written |
 |---|---|---|
-| `native` | yes | yes |
-| `saelens` | every version: ReLU, TopK, JumpReLU, gated, checkpoints of training | version 6 |
-| `dictionary_learning` | every class of SAE | TopK, without input normalization |
-| `sparsify` | yes | yes, without input normalization |
+| `native` | yes | all, transcoders too |
+| `saelens` | every version and architecture, but skip connections | all but TopK transcoders |
+| `dictionary_learning` | every class of SAE | all SAEs without input normalization |
+| `sparsify` | TopK | TopK without input normalization |
 | `published` (the experiment's own checkpoints) | yes | the published rule only |
 | Gemma Scope 1 and 2 | yes | no |
 | OpenAI's state dicts | yes | no |
 
-An SAE that is no top-k becomes a JumpReLU that computes exactly the same: a ReLU has threshold 0,
-a batch top-k the one that it infers by, a gated SAE one that follows from its biases. Transcoders
-are not read. Nothing that is read can run code, and no decoder vector is ever scaled.
+Native files give back the class that was saved. From any other, an SAE that is no top-k becomes a
+JumpReLU that computes exactly the same: a ReLU has threshold 0, a batch top-k the one that it
+infers by, a gated SAE one that follows from its biases. Nothing that is read can run code, and no
+decoder vector is ever scaled.
 """
 
 from collections.abc import Mapping
@@ -20,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from sae_jax.architectures.base import SAE
-from sae_jax.architectures.jumprelu import JumpReLUSAE
-from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import finding, openai, published
 
 __all__ = ["WRITABLE", "load", "load_metadata", "save"]
@@ -31,7 +30,7 @@ WRITABLE = tuple(_WRITERS)
 """Names of the formats that `save` writes."""
 
 
-def load(path: str | Path) -> TopKSAE | JumpReLUSAE:
+def load(path: str | Path) -> SAE:
     """Loads the SAE at a path, whatever format it is in.
 
     Args:
@@ -66,7 +65,7 @@ def save(
     config (see `rewriting`), or refused.
 
     Args:
-      sae: a `TopKSAE` or a `JumpReLUSAE`.
+      sae: an SAE or a transcoder; the table above says which a format holds.
       folder: created where absent; nothing in it is overwritten.
       format: the name of the format.
       metadata: JSON values to keep beside the SAE. The published format needs `layer`

@@ -1,8 +1,8 @@
 """dictionary_learning: `ae.pt` and `config.json` (github.com/saprmarks/dictionary_learning).
 
-All classes of SAEs are read, `AutoEncoderTopK` is written. That one subtracts `b_dec` and ranks
-what a ReLU leaves, so an SAE without centering is written centered, and a top-k of
-magnitudes doubled.
+All classes of SAEs are read, and all but `AutoEncoder` are written. Most subtract `b_dec`, two do
+not, so that an SAE may be written with a changed bias of the same meaning. A top-k of magnitudes
+is doubled, as the library ranks what a ReLU leaves.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from sae_jax.architectures.base import SAE
+from sae_jax.architectures.batch_topk import BatchTopKSAE
 from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.matryoshka import MatryoshkaSAE
 from sae_jax.architectures.topk import TopKSAE
-from sae_jax.formats import fields, files, names, rewriting, torch_files
+from sae_jax.formats import fields, files, kinds, names, rewriting, torch_files
 
 WEIGHTS = "ae.pt"
 CONFIG = "config.json"
@@ -40,6 +42,16 @@ _CLASSES = {
         "r_mag",
     ),
 }
+# How an SAE of each kind is written, and whether that class subtracts `b_dec`. `AutoEncoder` would
+# do for a ReLU, but the library scales its decoder, and its latents with it, on loading.
+_WRITTEN = {
+    "topk": ("AutoEncoderTopK", "TopKTrainer", True),
+    "batch_topk": ("BatchTopKSAE", "BatchTopKTrainer", True),
+    "matryoshka": ("MatryoshkaBatchTopKSAE", "MatryoshkaBatchTopKTrainer", True),
+    "jumprelu": ("JumpReluAutoEncoder", "JumpReluTrainer", False),
+    "gated": ("GatedAutoEncoder", "GatedSAETrainer", True),
+    "relu": ("AutoEncoderNew", "StandardTrainerAprilUpdate", False),
+}
 # The first releases kept k in the config alone, and no threshold.
 _OPTIONAL = {"AutoEncoderTopK": ("k", "threshold")}
 
@@ -48,7 +60,8 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
     """Writes an SAE for `dictionary_learning.utils.load_dictionary`.
 
     Args:
-      sae: a `TopKSAE` that does not normalize its input.
+      sae: an SAE that does not normalize its input, and is no transcoder. A batch top-k that
+        does not know its k is written as the JumpReLU that it is at inference.
       folder: where the two files go; neither may exist.
       metadata: JSON values to keep in the config.
 
@@ -60,19 +73,31 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
         the SAE.
     """
     folder = Path(folder)
-    written, steps = rewriting.to_centered_relu_rule(sae, "dictionary_learning")
-    state = names.to_theirs(rewriting.host_arrays(written), (*_LINEAR, "b_dec")) | {
-        "k": np.asarray(written.k, np.int32),
-        "threshold": np.asarray(_NO_THRESHOLD, np.float32),
-    }
+    rewriting.check_plain(sae, "dictionary_learning")
+    if isinstance(sae, BatchTopKSAE) and sae.k is None:
+        sae = rewriting.to_jumprelu(sae)  # The library's own class needs k.
+    dict_class, trainer_class, centered = _WRITTEN[kinds.kind_of(sae)]
+    written, steps = rewriting.to_centering(sae, centered)
+    counts: files.Arrays = {}
+    if isinstance(written, TopKSAE):
+        written, doubling = rewriting.to_relu_rule(written)
+        steps += doubling
+        counts = {"threshold": np.asarray(_NO_THRESHOLD, np.float32)}
+    if isinstance(written, TopKSAE | BatchTopKSAE):
+        counts["k"] = np.asarray(written.k, np.int32)
+    if isinstance(written, MatryoshkaSAE):
+        sizes = written.prefix_sizes or (written.d_sae,)
+        counts["group_sizes"] = np.diff(np.asarray(sizes, np.int64), prepend=0)
+    own = [name for name in _CLASSES[dict_class] if name not in counts]
+    state = names.to_theirs(kinds.arrays_of(written), own) | counts
     config = {
         "trainer": {
-            "trainer_class": "TopKTrainer",
-            "dict_class": "AutoEncoderTopK",
+            "trainer_class": trainer_class,
+            "dict_class": dict_class,
             "activation_dim": written.d_in,
             "dict_size": written.d_sae,
-            "k": written.k,
-        },
+        }
+        | ({"k": written.k} if isinstance(written, TopKSAE | BatchTopKSAE) else {}),
         rewriting.NOTE: {"rewritten": steps, "metadata": dict(metadata or {})},
     }
     files.absent(folder / WEIGHTS)

@@ -19,6 +19,14 @@ def integer(config: Mapping[str, Any], name: str, path: Path, *, minimum: int) -
     return value
 
 
+def integers(config: Mapping[str, Any], name: str, path: Path, *, minimum: int) -> list[int]:
+    """Returns a list of integers that are at least `minimum`."""
+    values = _present(config, name, path)
+    if not isinstance(values, list):
+        raise refused(name, values, "a list of integers", path)
+    return [integer({name: value}, name, path, minimum=minimum) for value in values]
+
+
 def boolean(config: Mapping[str, Any], name: str, path: Path) -> bool:
     """Returns true or false."""
     value = _present(config, name, path)

@@ -1,7 +1,7 @@
 """SAEs on the Hugging Face Hub, in a layout that SAELens opens too.
 
 An SAE lies in a folder of its repository, as SAELens 6 writes it, and a model card lies at the
-top. That one copy serves both libraries, since it keeps all that an SAE is (`formats.saelens`).
+top. That one copy serves both libraries, since it keeps all that an SAE computes.
 """
 
 import tempfile
@@ -13,8 +13,8 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 
 from sae_jax import formats
 from sae_jax.architectures.base import SAE
-from sae_jax.architectures.jumprelu import JumpReLUSAE
 from sae_jax.architectures.topk import TopKSAE
+from sae_jax.formats import kinds
 
 DEFAULT_FOLDER = "sae"
 _SUFFIXES = ("safetensors", "json", "npz", "pt")
@@ -35,7 +35,7 @@ def push_to_hub(
     """Uploads an SAE and its model card to a repository, created where absent.
 
     Args:
-      sae: a `TopKSAE` or a `JumpReLUSAE`.
+      sae: an SAE that `formats.saelens` can write.
       repo_id: `owner/name` on the Hub.
       config: JSON values that tell how the SAE was trained.
       metrics: numbers measured on the validation split.
@@ -75,7 +75,7 @@ def from_pretrained(
     folder: str = DEFAULT_FOLDER,
     revision: str | None = None,
     token: str | None = None,
-) -> TopKSAE | JumpReLUSAE:
+) -> SAE:
     """Loads an SAE from a repository on the Hub, or from a local copy of one.
 
     It reads any layout that `formats.load` knows, so `folder` also names an SAE in
@@ -171,21 +171,31 @@ latent twice, the second time negated: SAELens sees {d_doubled} non-negative lat
 """
 
 
+_NAMES = {
+    "topk": "TopK",
+    "batch_topk": "BatchTopK",
+    "matryoshka": "Matryoshka BatchTopK",
+    "jumprelu": "JumpReLU",
+    "gated": "gated",
+    "relu": "ReLU",
+}
+
+
 def _summary(sae: SAE) -> str:
-    kind = "A sparse autoencoder"
+    transcodes = sae.d_out != sae.d_in
+    kind = f"A {_NAMES[kinds.kind_of(sae)]} {'transcoder' if transcodes else 'sparse autoencoder'}"
     if isinstance(sae, TopKSAE):
         ranked = "magnitude, sign kept" if sae.rule == "abs" else "value after a ReLU"
-        kind = f"A TopK sparse autoencoder (the {sae.k} latents of largest {ranked})"
-    elif isinstance(sae, JumpReLUSAE):
-        kind = "A JumpReLU sparse autoencoder"
+        kind += f" (the {sae.k} latents of largest {ranked})"
+    to = f", which predicts others of width {sae.d_out}" if transcodes else ""
     steps = {
         "each sample is standardized": sae.normalize_input,
         "the decoder bias is subtracted": sae.center_input,
     }
     before = " and ".join(step for step in steps if steps[step]) or "samples enter as they are"
     return (
-        f"{kind} of {sae.d_sae} latents on activations of width {sae.d_in}, trained with sae_jax. "
-        f"Before encoding, {before}."
+        f"{kind} of {sae.d_sae} latents on activations of width {sae.d_in}{to}, trained with"
+        f" sae_jax. Before encoding, {before}."
     )
 
 

@@ -26,6 +26,7 @@ def to_ours(weights: Mapping[str, np.ndarray]) -> Arrays:
 
 def to_theirs(arrays: Mapping[str, np.ndarray], names: Collection[str]) -> Arrays:
     """Gives the arrays of an SAE the names of another library."""
+    arrays = {"b_gate": arrays["b_enc"], **arrays}  # The gate's bias of a `GatedSAE`.
     return {name: _turned(name, arrays[_OURS[name]]) for name in names}
 
 

@@ -9,14 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from sae_jax.architectures.base import PARAM_NAMES, SAE
-from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.base import PARAM_NAMES, SAE, options_of
 from sae_jax.architectures.registry import architecture_of
-from sae_jax.architectures.topk import TopKSAE
 from sae_jax.configs import SAEConfig
-from sae_jax.formats import fields, files, rewriting
+from sae_jax.formats import fields, files, kinds
+from sae_jax.formats.kinds import KINDS
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "config.json"
@@ -24,6 +21,8 @@ CONFIG = "config.json"
 _FORMAT = "sae_jax"
 _VERSION = 1
 _SHARED_KEYS = ("format", "version", "architecture", "center_input", "normalize_input", "metadata")
+# Configs name the two rules of a top-k apart, files hold the rule as a setting.
+_RULES = {"abs_topk": "abs", "topk": "relu"}
 
 
 def save(
@@ -36,10 +35,11 @@ def save(
     """Writes an SAE to a folder, which is created where absent.
 
     Args:
-      sae: a `TopKSAE`, a `JumpReLUSAE`, or any SAE with its config.
+      sae: an SAE of the project's own architectures, or of any other with its config.
       folder: where the two files go; neither may exist.
       metadata: JSON values to keep beside the SAE, such as its training config and metrics.
-      config: config that the SAE was trained with; its architecture says how to read the SAE.
+      config: config that the SAE was trained with. The file holds it where it names an
+        architecture that `sae_jax.register` added, as only that tells how to read the SAE.
 
     Returns:
       The folder.
@@ -48,22 +48,15 @@ def save(
       ValueError: if a file exists, the metadata is not JSON, or the SAE is of another class.
     """
     folder = Path(folder)
-    described: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
-    arrays = rewriting.host_arrays(sae)
-    if isinstance(sae, TopKSAE):
-        described |= {"architecture": "topk", "k": sae.k, "rule": sae.rule}
-    elif isinstance(sae, JumpReLUSAE):
-        described |= {"architecture": "jumprelu"}
-    elif config is not None:
-        described |= {"architecture": config.architecture, "config": dataclasses.asdict(config)}
-        arrays = sae.of_true_size(jax.device_get(sae.arrays()), sae.d_sae)
+    if config is not None and _kind_named(config) not in KINDS:
+        described: dict[str, Any] = {
+            "architecture": config.architecture,
+            "config": dataclasses.asdict(config),
+        } | kinds.input_options(sae)
     else:
-        raise ValueError(
-            f"cannot save a {type(sae).__name__} without its config; allowed are TopKSAE and"
-            " JumpReLUSAE"
-        )
-    described |= rewriting.input_options(sae) | {"metadata": dict(metadata or {})}
-    return files.write_pair(described, folder / CONFIG, arrays, folder / WEIGHTS)
+        described = {"architecture": kinds.kind_of(sae)} | kinds.settings_of(sae)
+    described |= {"format": _FORMAT, "version": _VERSION, "metadata": dict(metadata or {})}
+    return files.write_pair(described, folder / CONFIG, kinds.arrays_of(sae), folder / WEIGHTS)
 
 
 def load(folder: str | Path) -> SAE:
@@ -75,16 +68,13 @@ def load(folder: str | Path) -> SAE:
     folder = Path(folder)
     config = read_config(folder)
     arrays = files.read_arrays(folder / WEIGHTS)
-    options = {name: config[name] for name in ("center_input", "normalize_input")}
-    if config["architecture"] == "jumprelu":
-        files.check_names(arrays, (*PARAM_NAMES, "threshold"), folder / WEIGHTS)
-        threshold = arrays.pop("threshold")
-        return JumpReLUSAE(arrays, threshold, **options)
-    if config["architecture"] != "topk":
-        trained_with = SAEConfig(**config["config"])
+    if "config" in config:
+        trained_with = _trained_with(config, folder / CONFIG)
         return architecture_of(trained_with).from_params(arrays, trained_with)
-    files.check_names(arrays, PARAM_NAMES, folder / WEIGHTS)
-    return TopKSAE(arrays, config["k"], rule=config["rule"], **options)
+    name = config["architecture"]
+    files.check_names(arrays, (*PARAM_NAMES, *KINDS[name].arrays), folder / WEIGHTS)
+    settings = (*KINDS[name].settings, "center_input", "normalize_input")
+    return kinds.build(name, arrays, {key: config[key] for key in settings})
 
 
 def load_metadata(folder: str | Path) -> dict[str, Any]:
@@ -106,16 +96,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = files.read_json(path)
     fields.choice(config, "format", (_FORMAT,), path)
     fields.choice(config, "version", (_VERSION,), path)
-    keys: tuple[str, ...] = _SHARED_KEYS
-    # The training config tells all of an architecture that has no keys of its own.
+    own: tuple[str, ...] = ("config",)
     if "config" in config:
-        keys += ("config",)
         fields.mapping(config, "config", path)
-    elif fields.choice(config, "architecture", ("topk", "jumprelu"), path) == "topk":
-        keys += ("k", "rule")
+    else:
+        own = KINDS[fields.choice(config, "architecture", tuple(KINDS), path)].settings
+    files.check_names(config, (*_SHARED_KEYS, *own), path)
+    # A batch top-k that was not trained here may not know what it was trained with.
+    if "k" in own and (config["architecture"] == "topk" or config["k"] is not None):
         fields.integer(config, "k", path, minimum=1)
+    if "rule" in own:
         fields.choice(config, "rule", ("abs", "relu"), path)
-    files.check_names(config, keys, path)
+    if "prefix_sizes" in own:
+        fields.integers(config, "prefix_sizes", path, minimum=1)
     fields.boolean(config, "center_input", path)
     fields.boolean(config, "normalize_input", path)
     fields.mapping(config, "metadata", path)
@@ -130,9 +123,25 @@ def check_holds(folder: Path, config: SAEConfig) -> None:
     """
     there = read_config(folder)
     if "config" in there:
-        same = SAEConfig(**there["config"]) == config
+        same = _trained_with(there, folder / CONFIG) == config
     else:
-        rule = {"abs_topk": "abs", "topk": "relu"}.get(config.architecture)
-        same = (there.get("rule"), there.get("k")) == (rule, config.k)
+        expected = options_of(config) | {
+            "architecture": _kind_named(config),
+            "k": config.k,
+            "rule": _RULES.get(config.architecture),
+            "prefix_sizes": list(config.prefix_sizes),
+        }
+        same = all(there[key] == expected[key] for key in there if key in expected)
     if not same:
         raise ValueError(f"{folder} holds {there}; the sweep says {config}")
+
+
+def _kind_named(config: SAEConfig) -> str:
+    return "topk" if config.architecture in _RULES else config.architecture
+
+
+def _trained_with(described: Mapping[str, Any], path: Path) -> SAEConfig:
+    try:
+        return SAEConfig(**described["config"])
+    except TypeError as error:  # A field that no config has, or one of another type.
+        raise ValueError(f"config in {path} is no config of an SAE: {error}") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_jax.architectures.base import SAE
 from sae_jax.architectures.topk import TopKSAE
-from sae_jax.formats import fields, files, names, rewriting, torch_files
+from sae_jax.formats import fields, files, kinds, names, rewriting, torch_files
 
 MARK = "model_state_dict"
 """An entry that no other format's PyTorch file has."""
@@ -37,9 +37,9 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
     """
     if not isinstance(sae, TopKSAE) or sae.rule != "abs":
         raise ValueError("the published format holds only a TopKSAE whose rule is 'abs'")
-    for option in ("center_input", "normalize_input"):
-        if getattr(sae, option):
-            raise ValueError(f"the published format cannot hold an SAE whose {option} is True")
+    rewriting.check_plain(sae, "published")
+    if sae.center_input:
+        raise ValueError("the published format cannot hold an SAE whose center_input is True")
     folder = Path(folder)
     rest = files.plain(metadata or {}, folder)
     layer = fields.integer(rest, "layer", folder, minimum=0)
@@ -47,7 +47,7 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
     del rest["layer"], rest["position"]
 
     content = {
-        MARK: names.to_theirs(rewriting.host_arrays(sae), _NAMES),
+        MARK: names.to_theirs(kinds.arrays_of(sae), _NAMES),
         "config": {
             "input_dim": sae.d_in,
             "latent_dim": sae.d_sae,

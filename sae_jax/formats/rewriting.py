@@ -6,14 +6,17 @@ says so in a note of its config, so that what can be undone exactly is undone on
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sae_jax.architectures.base import SAE
+from sae_jax.architectures.batch_topk import BatchTopKSAE
+from sae_jax.architectures.gated import GatedSAE
 from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.relu import ReLUSAE
 from sae_jax.architectures.topk import TopKSAE
-from sae_jax.formats import fields
+from sae_jax.formats import fields, kinds
 from sae_jax.formats.files import Arrays
 
 NOTE = "sae_jax"
@@ -21,19 +24,9 @@ NOTE = "sae_jax"
 
 DOUBLED = "doubled"
 CENTERED = "centered"
+UNCENTERED = "uncentered"
 
-
-def host_arrays(sae: SAE) -> Arrays:
-    """Returns the parameters, and the threshold of a JumpReLU, as float32 NumPy arrays."""
-    arrays = dict(sae.params)
-    if isinstance(sae, JumpReLUSAE):
-        arrays["threshold"] = sae.threshold[...]
-    return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
-
-
-def input_options(sae: SAE) -> dict[str, Any]:
-    """Returns what an SAE does to its input, as the modules take it and the own format keeps it."""
-    return {"center_input": sae.center_input, "normalize_input": sae.normalize_input}
+_Kind = TypeVar("_Kind", bound=SAE)
 
 
 def to_relu_rule(sae: TopKSAE) -> tuple[TopKSAE, list[str]]:
@@ -45,7 +38,7 @@ def to_relu_rule(sae: TopKSAE) -> tuple[TopKSAE, list[str]]:
     """
     if sae.rule == "relu":
         return sae, []
-    p = host_arrays(sae)
+    p = kinds.arrays_of(sae)
     params = p | {
         "w_enc": np.concatenate([p["w_enc"], -p["w_enc"]], axis=1),
         "b_enc": np.concatenate([p["b_enc"], -p["b_enc"]]),
@@ -54,17 +47,22 @@ def to_relu_rule(sae: TopKSAE) -> tuple[TopKSAE, list[str]]:
     return _like(sae, params, rule="relu"), [DOUBLED]
 
 
-def to_centered(sae: TopKSAE) -> tuple[TopKSAE, list[str]]:
-    """Returns an SAE that subtracts `b_dec` before encoding, and the rewritings that it took.
+def to_centering(sae: SAE, center: bool) -> tuple[SAE, list[str]]:
+    """Returns an SAE that does or does not subtract `b_dec` before encoding, and the rewritings.
 
-    `x @ w_enc + b_enc = (x - b_dec) @ w_enc + (b_enc + b_dec @ w_enc)`.
+    `x @ w_enc + b_enc = (x - b_dec) @ w_enc + (b_enc + b_dec @ w_enc)`. A gated SAE has two such
+    biases, and multiplies what the second is added to by `exp(r_mag)`.
     """
-    if sae.center_input:
+    if sae.center_input == center:
         return sae, []
-    params = host_arrays(sae)
-    shift = params["b_dec"].astype(np.float64) @ params["w_enc"].astype(np.float64)
-    params["b_enc"] = (params["b_enc"] + shift).astype(np.float32)
-    return _like(sae, params, center_input=True), [CENTERED]
+    arrays = kinds.arrays_of(sae)
+    shift = arrays["b_dec"].astype(np.float64) @ arrays["w_enc"].astype(np.float64)
+    shift = shift if center else -shift
+    shifts = {"b_enc": shift}
+    if isinstance(sae, GatedSAE):
+        shifts["b_mag"] = shift * np.exp(arrays["r_mag"].astype(np.float64))
+    arrays |= {name: (arrays[name] + by).astype(np.float32) for name, by in shifts.items()}
+    return _like(sae, arrays, center_input=center), [CENTERED if center else UNCENTERED]
 
 
 def to_centered_relu_rule(sae: SAE, name: str) -> tuple[TopKSAE, list[str]]:
@@ -75,15 +73,50 @@ def to_centered_relu_rule(sae: SAE, name: str) -> tuple[TopKSAE, list[str]]:
       name: name of the format in errors.
 
     Raises:
-      ValueError: if the SAE is not a top-k, or normalizes its input.
+      ValueError: if the SAE is not a top-k, or is one that `check_plain` refuses.
     """
     if not isinstance(sae, TopKSAE):
         raise ValueError(f"the {name} format holds a TopKSAE here, no {type(sae).__name__}")
-    if sae.normalize_input:
-        raise ValueError(f"the {name} format cannot hold an SAE whose normalize_input is True")
-    centered, centering = to_centered(sae)
+    check_plain(sae, name)
+    centered, centering = to_centering(sae, True)
+    assert isinstance(centered, TopKSAE)
     written, doubling = to_relu_rule(centered)
     return written, centering + doubling
+
+
+def check_plain(sae: SAE, name: str) -> None:
+    """Refuses an SAE for a format that knows neither input normalization nor transcoders.
+
+    Raises:
+      ValueError: if it is of such a kind; `name` is that of the format.
+    """
+    if sae.normalize_input:
+        raise ValueError(f"the {name} format cannot hold an SAE whose normalize_input is True")
+    if sae.d_out != sae.d_in:
+        raise ValueError(
+            f"the {name} format cannot hold a transcoder; this one takes activations of width"
+            f" {sae.d_in} and gives some of width {sae.d_out}"
+        )
+
+
+def to_jumprelu(sae: SAE) -> JumpReLUSAE:
+    """Returns the JumpReLU SAE of the same latents.
+
+    A ReLU has threshold 0, a batch top-k the one that it infers by, which is 0 before its first
+    estimate, and a gated SAE one that follows from its biases.
+
+    Raises:
+      ValueError: if there is none, as for a top-k.
+    """
+    if isinstance(sae, JumpReLUSAE):
+        return sae
+    arrays = kinds.arrays_of(sae)
+    if isinstance(sae, GatedSAE):
+        return gated_to_jumprelu(arrays | {"b_gate": arrays["b_enc"]}, **kinds.input_options(sae))
+    if not isinstance(sae, BatchTopKSAE | ReLUSAE):
+        raise ValueError(f"no JumpReLU SAE computes what a {type(sae).__name__} does")
+    threshold = np.maximum(arrays.pop("threshold", np.float32(0.0)), 0.0)
+    return JumpReLUSAE(arrays, np.full_like(arrays["b_enc"], threshold), **kinds.input_options(sae))
 
 
 def undo(sae: TopKSAE, config: Mapping[str, Any], path: Path) -> TopKSAE:
@@ -102,7 +135,7 @@ def undo(sae: TopKSAE, config: Mapping[str, Any], path: Path) -> TopKSAE:
         raise fields.refused("rewritten", steps, f"some of {[DOUBLED, CENTERED]}", path)
     if DOUBLED not in steps:
         return sae
-    p = host_arrays(sae)
+    p = kinds.arrays_of(sae)
     half = sae.d_sae // 2
     params = p | {
         "w_enc": p["w_enc"][:, :half],
@@ -110,21 +143,21 @@ def undo(sae: TopKSAE, config: Mapping[str, Any], path: Path) -> TopKSAE:
         "w_dec": p["w_dec"][:half],
     }
     single = _like(sae, params, rule="abs")
-    doubled = host_arrays(to_relu_rule(single)[0])
+    doubled = kinds.arrays_of(to_relu_rule(single)[0])
     mirrored = all(np.array_equal(doubled[name], p[name], equal_nan=True) for name in p)
     if sae.rule != "relu" or not mirrored:
         raise ValueError(f"{path} says that latents are doubled, but they are not mirrored")
     return single
 
 
-def fold_decoder_norms(sae: TopKSAE | JumpReLUSAE) -> TopKSAE | JumpReLUSAE:
+def fold_decoder_norms(sae: _Kind) -> _Kind:
     """Returns an SAE whose latents are those of `sae` times the norm of their decoder row.
 
     Reconstructions of the same latents stay; what changes is which latents a top-k ranks
     first, or what a threshold, kept as it is, lets through. A latent whose decoder row is
     zero becomes zero throughout.
     """
-    params = host_arrays(sae)
+    params = kinds.arrays_of(sae)
     norms = np.linalg.norm(params["w_dec"].astype(np.float64), axis=1)
     divisors = np.where(norms == 0.0, 1.0, norms)
     params |= {
@@ -132,10 +165,7 @@ def fold_decoder_norms(sae: TopKSAE | JumpReLUSAE) -> TopKSAE | JumpReLUSAE:
         "b_enc": (params["b_enc"] * norms).astype(np.float32),
         "w_dec": (params["w_dec"] / divisors[:, None]).astype(np.float32),
     }
-    if isinstance(sae, TopKSAE):
-        return _like(sae, params)
-    threshold = params.pop("threshold")
-    return JumpReLUSAE(params, threshold, **input_options(sae))
+    return _like(sae, params)
 
 
 def gated_to_jumprelu(arrays: Mapping[str, np.ndarray], **options: Any) -> JumpReLUSAE:
@@ -180,6 +210,7 @@ def noted_metadata(config: dict[str, Any], path: Path) -> dict[str, Any]:
     return fields.mapping(fields.mapping(config, NOTE, path), "metadata", path)
 
 
-def _like(sae: TopKSAE, params: Arrays, **changes: Any) -> TopKSAE:
-    options: dict[str, Any] = {"rule": sae.rule} | input_options(sae) | changes
-    return TopKSAE(params, sae.k, **options)
+def _like(sae: _Kind, arrays: Arrays, **changes: Any) -> _Kind:
+    made = kinds.build(kinds.kind_of(sae), arrays, kinds.settings_of(sae) | changes)
+    assert isinstance(made, type(sae))
+    return made

@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_jax.architectures.base import SAE
 from sae_jax.architectures.topk import TopKSAE
-from sae_jax.formats import fields, files, names, rewriting
+from sae_jax.formats import fields, files, kinds, names, rewriting
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
@@ -54,7 +54,7 @@ def save(sae: SAE, folder: str | Path, metadata: Mapping[str, Any] | None = None
         "d_in": written.d_in,
         rewriting.NOTE: {"rewritten": steps, "metadata": dict(metadata or {})},
     }
-    weights = names.to_theirs(rewriting.host_arrays(written), _NAMES)
+    weights = names.to_theirs(kinds.arrays_of(written), _NAMES)
     return files.write_pair(config, folder / CONFIG, weights, folder / WEIGHTS)
 
 

@@ -2,7 +2,11 @@
 
 import numpy as np
 
+from sae_jax.architectures.batch_topk import BatchTopKSAE
+from sae_jax.architectures.gated import GatedSAE
 from sae_jax.architectures.jumprelu import JumpReLUSAE
+from sae_jax.architectures.matryoshka import MatryoshkaSAE
+from sae_jax.architectures.relu import ReLUSAE
 from sae_jax.architectures.topk import TopKSAE
 
 
@@ -83,3 +87,32 @@ def gate(gates):
         return (pre + b_gate > 0.0) * np.maximum(pre * np.exp(r_mag) + b_mag, 0.0)
 
     return activate
+
+
+def random_saes(seed=0, d_in=8, d_sae=24, d_out=None, **options):
+    """One SAE of every kind that a penalty or a whole batch makes sparse, by its architecture."""
+    params = random_params(seed, d_in, d_sae)
+    if d_out is not None:
+        params |= {name: random_params(seed, d_out, d_sae)[name] for name in ("w_dec", "b_dec")}
+    gates, threshold = random_gates(seed, d_sae), random_jumprelu(seed, d_in, d_sae).threshold[...]
+    prefixes = {"prefix_sizes": (d_sae // 4, d_sae)}
+    return {
+        "batch_topk": BatchTopKSAE(params, 0.7, k=5, **options),
+        "matryoshka": MatryoshkaSAE(params, 0.7, k=5, **prefixes, **options),
+        "jumprelu": JumpReLUSAE(params, threshold, **options),
+        "gated": GatedSAE(
+            params | {"b_enc": gates["b_gate"]}, gates["b_mag"], gates["r_mag"], **options
+        ),
+        "relu": ReLUSAE(params, **options),
+    }
+
+
+def activation_of(sae):
+    """What an SAE makes of pre-activations, by its class and its own arrays; see `forward`."""
+    if isinstance(sae, GatedSAE):
+        # Pre-activations come with the gate's bias, which the magnitudes do without.
+        b_gate = np.asarray(sae.b_enc[...], np.float64)
+        own = {"b_mag": np.asarray(sae.b_mag[...]), "r_mag": np.asarray(sae.r_mag[...])}
+        activate = gate(own | {"b_gate": b_gate})
+        return lambda pre: activate(pre - b_gate)
+    return jump(np.asarray(sae.threshold[...]) if hasattr(sae, "threshold") else 0.0)
