@@ -115,3 +115,19 @@ def test_centering_and_aux_k_bring_dead_latents_back(smollm2_split):
     assert fvu["centered"] < 0.16
     assert dead["revived"] < dead["raw"] / 2
     assert fvu["revived"] <= fvu["raw"]
+
+
+@pytest.mark.slow
+def test_bfloat16_reconstructs_as_float32_does_for_every_architecture(smollm2_split):
+    shared = {"d_sae": 512, "seed": range(2), "normalize": "center"}
+    sweep = grid(architecture=("abs_topk", "topk", "batch_topk"), k=50, **shared)
+    sweep += grid(architecture="matryoshka", k=50, prefix_fractions=(0.25, 0.5, 1.0), **shared)
+    sweep += grid(architecture=("jumprelu", "gated", "relu"), target_l0=50, **shared)
+    exact, rounded = (
+        [row["fvu"] for row in quietly(sweep, *smollm2_split, compute_dtype=dtype).table()]
+        for dtype in ("float32", "bfloat16")
+    )
+    for i in range(0, len(sweep), 2):
+        fvu = np.mean(exact[i : i + 2])
+        print(f"{sweep[i].architecture:10} {fvu:.4f} {np.mean(rounded[i : i + 2]):.4f}")
+        assert np.mean(rounded[i : i + 2]) == pytest.approx(fvu, rel=0.01), sweep[i].architecture

@@ -5,6 +5,8 @@ from sweeps import quietly
 
 from sae_jax import SAEConfig
 
+pytestmark = pytest.mark.slow
+
 # For a dictionary that takes the offset out itself, as the activations have a large one.
 RECIPE = {"center_input": True, "b_dec_init": "mean", "weight_average": 0.99}
 
