@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_saes import random_gates, random_jumprelu, random_params, random_topk
+from random_saes import random_gates, random_jumprelu, random_params, random_saes, random_topk
 
 from sae_jax import formats
 from sae_jax.architectures.topk import TopKSAE
@@ -93,13 +93,23 @@ def write(format, folder):
         WRITE_BY_HAND[format](folder)
     elif format == "saelens_jumprelu":
         formats.save(random_jumprelu(), folder, format="saelens")
+    elif format == "saelens_transcoder":
+        formats.save(random_saes(d_out=5)["jumprelu"], folder, format="saelens")
+    elif format == "native_matryoshka":
+        formats.save(random_saes()["matryoshka"], folder, format="native")
     else:
         sae = random_topk(rule="abs" if format == "published" else "relu")
         formats.save(sae, folder, format=format, metadata=PLACE)
     return folder
 
 
-READABLE = (*formats.WRITABLE, *WRITE_BY_HAND, "saelens_jumprelu")
+READABLE = (
+    *formats.WRITABLE,
+    *WRITE_BY_HAND,
+    "saelens_jumprelu",
+    "saelens_transcoder",
+    "native_matryoshka",
+)
 FILES = [
     ("native", "sae.safetensors"),
     ("native", "config.json"),
@@ -257,6 +267,8 @@ def assert_params_of(found, original):
 OTHER_CONFIGS = [
     ("saelens_jumprelu", "cfg.json"),
     ("saelens_gated", "cfg.json"),
+    ("saelens_transcoder", "cfg.json"),
+    ("native_matryoshka", "config.json"),
     ("gemma_scope_2", "config.json"),
 ]
 

@@ -3,7 +3,7 @@
 | format | read | written |
 |---|---|---|
 | `native` | yes | all, transcoders too |
-| `saelens` | every version and architecture, but skip connections | all but TopK transcoders |
+| `saelens` | every version: SAEs, transcoders, checkpoints | all but TopK transcoders |
 | `dictionary_learning` | every class of SAE | all SAEs without input normalization |
 | `sparsify` | TopK | TopK without input normalization |
 | `published` (the experiment's own checkpoints) | yes | the published rule only |
