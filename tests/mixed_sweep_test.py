@@ -16,7 +16,6 @@ RUN = {"epochs": 4, "batch_size": 32, "max_padding": 0.4}
 DATA = {(3, 1): samples(110), (7, 2): 0.2 * samples(110, seed=1) - 1.0}
 AUX = {"aux_coefficient": 0.5, "dead_after": 64}
 RECIPES = [
-    {"architecture": "abs_topk", "k": 3},
     {
         "architecture": "abs_topk",
         "k": 4,
