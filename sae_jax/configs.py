@@ -23,13 +23,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 """What the fields of `SAEConfig` that name something may be."""
 
 _STEP_FIELDS = ("sparsity_warmup_steps", "warmup_steps", "decay_steps", "k_anneal_steps")
-_OPTIONAL_FLOATS = (
-    "target_l0",
-    "sparsity_coefficient",
-    "bandwidth",
-    "threshold_init",
-    "clip_norm",
-)
+_OPTIONAL_FLOATS = ("sparsity_coefficient", "bandwidth", "threshold_init", "clip_norm")
 
 _MAX_SEED = 2**32 - 1
 
@@ -123,13 +117,15 @@ class SAEConfig:
         _make_integers(self, "d_sae", "seed", *_STEP_FIELDS)
         _make_integers(self, "k", "data_seed", "aux_k", "dead_after", optional=True)
         _make_floats(self, "learning_rate", "aux_coefficient", "weight_average")
-        _make_floats(self, *_OPTIONAL_FLOATS, optional=True)
+        _make_floats(self, "target_l0", *_OPTIONAL_FLOATS, optional=True)
         _check(self, "d_sae", self.d_sae >= 1, "1 or more")
-        for name in ("k", "aux_k", "target_l0"):
+        for name in ("k", "aux_k"):
             value = getattr(self, name)
-            smallest = 1 if name != "target_l0" else 0
-            fits = value is None or smallest <= value <= self.d_sae and value > 0
-            _check(self, name, fits, f"{smallest} to d_sae = {self.d_sae}")
+            fits = value is None or 1 <= value <= self.d_sae
+            _check(self, name, fits, f"1 to d_sae = {self.d_sae}")
+        target = self.target_l0
+        fits = target is None or 0 < target <= self.d_sae
+        _check(self, "target_l0", fits, f"a number above 0, up to d_sae = {self.d_sae}")
         for name in SEED_FIELDS:
             if getattr(self, name) is not None:
                 _check_seed(name, getattr(self, name))
@@ -268,10 +264,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _make_integers(self, "epochs", "batch_size", "data_seed")
+        _make_integers(self, "memory_budget", optional=True)
+        _make_floats(self, "max_padding", optional=True)
         _check_seed("data_seed", self.data_seed)
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed is 1 or more")
+        _check(self, "epochs", self.epochs >= 1, "1 or more")
+        _check(self, "batch_size", self.batch_size >= 1, "1 or more")
         if self.compute_dtype not in ("float32", "tf32", "bfloat16"):
             raise ValueError(
                 f"compute_dtype is {self.compute_dtype!r}; allowed are 'float32', 'tf32' and"
@@ -279,16 +276,9 @@ class TrainConfig:
             )
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel is {self.kernel!r}; allowed are {', '.join(KERNELS)}")
-        if self.max_padding is not None:
-            _make_floats(self, "max_padding")
-            if not 0 <= self.max_padding < 1:
-                raise ValueError(f"max_padding is {self.max_padding}; allowed is 0 up to below 1")
-        if self.memory_budget is not None:
-            _make_integers(self, "memory_budget")
-            if self.memory_budget < 1:
-                raise ValueError(
-                    f"memory_budget is {self.memory_budget}; allowed is 1 or more bytes"
-                )
+        padding, budget = self.max_padding, self.memory_budget
+        _check(self, "max_padding", padding is None or 0 <= padding < 1, "0 up to below 1")
+        _check(self, "memory_budget", budget is None or budget >= 1, "1 or more bytes")
 
 
 def _make_integers(config: Any, *names: str, optional: bool = False) -> None:

@@ -35,6 +35,38 @@ def test_any_k_up_to_d_sae(k):
         ({"d_sae": 8, "k": 2.0}, r"k is 2.0; allowed is an integer"),
         ({"d_sae": "8", "k": 2}, r"d_sae is '8'; allowed is an integer"),
         ({"d_sae": 8, "k": 2, "seed": None}, r"seed is None; allowed is an integer"),
+        ({"d_sae": 8, "target_l0": 8.5}, r"target_l0 is 8.5; allowed is a number above 0, up to"),
+        ({"d_sae": 8, "target_l0": 0}, r"target_l0 is 0.0; allowed is a number above 0"),
+        ({"d_sae": 8, "aux_k": 9}, r"aux_k is 9; allowed is 1 to d_sae = 8"),
+        ({"d_sae": 8, "dead_after": 0}, r"dead_after is 0; allowed is 1 or more samples"),
+        ({"d_sae": 8, "sparsity_coefficient": 0.0}, r"sparsity_coefficient is 0.0; allowed is a"),
+        ({"d_sae": 8, "bandwidth": -1.0}, r"bandwidth is -1.0; allowed is a positive number"),
+        ({"d_sae": 8, "clip_norm": float("inf")}, r"clip_norm is inf; allowed is a positive"),
+        ({"d_sae": 8, "warmup_steps": -1}, r"warmup_steps is -1; allowed is 0 or more"),
+        ({"d_sae": 8, "decay_steps": 0.5}, r"decay_steps is 0.5; allowed is an integer"),
+        ({"d_sae": 8, "weight_average": 1.0}, r"weight_average is 1.0; allowed is 0 up to below 1"),
+        ({"d_sae": 8, "normalize": "mean"}, r"normalize is 'mean'; allowed are 'none', 'center'"),
+        ({"d_sae": 8, "preset": "sparsify"}, r"preset is 'sparsify'; allowed are None, 'saelens'"),
+        ({"d_sae": 8, "frozen": "both"}, r"frozen is 'both'; allowed are None, 'decoder'"),
+        ({"d_sae": 8, "b_dec_init": "median"}, r"b_dec_init is 'median'; allowed are 'uniform'"),
+        ({"d_sae": 8, "k_anneal_steps": 3}, r"k_anneal_steps is 3 without k; allowed is 0"),
+        ({"d_sae": 8, "prefix_fractions": (0.5, 0.5, 1)}, r"prefix_fractions is \(0.5, 0.5, 1.0\)"),
+        ({"d_sae": 8, "prefix_fractions": (0.5, 0.9)}, r"allowed is numbers that grow to 1"),
+        ({"d_sae": 8, "prefix_fractions": (0.01, 1)}, r"each by at least one of d_sae = 8"),
+        ({"d_sae": 8, "prefix_fractions": ()}, r"prefix_fractions is \(\); allowed"),
+        ({"d_sae": 8, "prefix_fractions": "half"}, r"prefix_fractions is 'half'; allowed are num"),
+        (
+            {"d_sae": 8, "k": 2, "aux_coefficient": 0.1, "frozen": "decoder"},
+            r"aux_coefficient is 0.1 beside frozen='decoder'; allowed is 0",
+        ),
+        (
+            {"d_sae": 8, "k": 2, "unit_decoder": True, "frozen": "decoder"},
+            r"unit_decoder is True beside frozen='decoder'; allowed is False",
+        ),
+        (
+            {"d_sae": 8, "k": 2, "normalize": "center", "b_dec_init": "mean"},
+            r"b_dec_init is 'mean' beside normalize='center'; allowed are 'uniform' and 'zeros'",
+        ),
     ],
 )
 def test_refused_members(fields, message):
@@ -101,3 +133,19 @@ def test_numpy_numbers_become_plain_ones():
     written = json.loads(json.dumps([dataclasses.asdict(config) for config in sweep]))
     assert [SAEConfig(**fields) for fields in written] == sweep
     assert len(sweep) == 8
+
+
+def test_one_value_of_prefixes_is_a_tuple_and_several_are_a_list():
+    one = grid(d_sae=8, k=2, prefix_fractions=(0.5, 1.0))
+    assert [c.prefix_fractions for c in one] == [(0.5, 1.0)]
+    two = grid(d_sae=8, k=2, prefix_fractions=[(0.5, 1.0), [0.25, 1]])
+    assert [c.prefix_fractions for c in two] == [(0.5, 1.0), (0.25, 1.0)]
+    assert [c.prefix_sizes for c in two] == [(4, 8), (2, 8)]
+
+
+def test_what_is_traced_shares_a_template():
+    a = SAEConfig(64, 4, prefix_fractions=(0.5, 1), warmup_steps=3, clip_norm=1, target_l0=3)
+    b = SAEConfig(48, 9, prefix_fractions=(0.25, 1), decay_steps=2, clip_norm=2, target_l0=4)
+    assert a.template == b.template
+    for field in ({"normalize": "center"}, {"preset": "saelens"}, {"clip_norm": None}):
+        assert dataclasses.replace(a, **field).template != a.template
