@@ -11,7 +11,7 @@ demo: .venv/demo
 		--output=runs/demo --overwrite
 
 test: .venv/demo .venv/test
-	$(BIN)/python -m pytest --ignore-glob="tests/*_parity*_test.py"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore-glob="tests/*_parity*_test.py"
 
 # Builds the wheel, installs it where the checkout is not, and trains two members with it.
 test-wheel:

