@@ -98,3 +98,14 @@ def test_a_member_equals_its_solo_run(together, i):
     assert member.metrics["fvu"] == pytest.approx(solo.metrics["fvu"], rel=1e-3)
     x = DATA[CONFIGS[i].data_slice]
     np.testing.assert_allclose(member.sae()(x), solo.sae()(x), atol=2e-2)
+
+
+@pytest.mark.parametrize("architecture", ["relu", "gated"])
+def test_bfloat16_at_widths_where_xla_folds_a_transpose_into_a_product(architecture):
+    x = samples(600, d_in=576)
+    config = SAEConfig(512, architecture=architecture, target_l0=50.0)
+    rounded, exact = (
+        quietly([config], x, x[:50], epochs=1, compute_dtype=dtype).members[0].losses
+        for dtype in ("bfloat16", "float32")
+    )
+    np.testing.assert_allclose(rounded, exact, rtol=0.05)

@@ -85,13 +85,17 @@ def training_matmul(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Arra
     Its derivative has the same precision: the operands of both products in it are rounded
     as well. There is no forward mode.
     """
-    return matmul(a, b, dtype)
+    return _forward(a, b, dtype)[0]
 
 
 def _forward(
     a: jax.Array, b: jax.Array, dtype: ComputeDtype
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     a, b = a.astype(operand_dtype(dtype)), b.astype(operand_dtype(dtype))
+    if a.dtype == jnp.bfloat16:
+        # Latents come from a product that is transposed. XLA's CPU backend would fold that into
+        # this one where only elementwise functions lie between, and has no such bfloat16 product.
+        a = lax.optimization_barrier(a)
     return matmul(a, b, dtype), (a, b)
 
 
