@@ -149,6 +149,7 @@ def test_a_batch_of_one_sample_with_dead_latents_has_finite_gradients(architectu
         assert np.isfinite(gradient).all(), name
 
 
+@pytest.mark.slow  # In a mixed sweep it is tested always.
 @pytest.mark.parametrize("architecture", ["batch_topk", "matryoshka"])
 def test_members_equal_their_solo_runs(architecture):
     x = samples(200, 16)

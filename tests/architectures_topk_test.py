@@ -107,6 +107,7 @@ def test_padding_is_never_dead_and_never_revived():
     np.testing.assert_array_equal(since[20:], 0)
 
 
+@pytest.mark.slow  # In a mixed sweep it is tested always.
 def test_members_with_aux_equal_their_solo_runs_and_are_saved(tmp_path):
     x = samples(200, 16)
     fields = {"architecture": "topk", "aux_k": 4, "dead_after": 64}
