@@ -19,6 +19,7 @@ from sae_jax.configs import SAEConfig
 from sae_jax.ops.matmul import (
     ComputeDtype,
     matmul,
+    settled,
     training_matmul,
     training_matmul_transposed,
 )
@@ -135,10 +136,10 @@ class GatedSAE(PenalizedSAE):
         # `b_enc` comes with the gradient of a `b_dec` that is subtracted from the samples.
         h = product + (b_enc - self.b_enc[...])[None, :]
         gate = product + b_enc[None, :]
-        z = self.gated(gate, h)
+        z = settled(self.gated(gate, h))
         y_hat = training_matmul(z, w_dec, self.dtype) + b_dec[None, :]
 
-        opened = jax.nn.relu(gate)
+        opened = settled(jax.nn.relu(gate))
         norms = row_norms(w_dec)
         sizes = opened if self.preset == "dictionary_learning" else opened * norms[None, :]
         penalty = jnp.mean(jnp.sum(sizes, axis=1))

@@ -13,7 +13,7 @@ from sae_jax.architectures.penalized import PenalizedSAE, filled
 from sae_jax.architectures.training import Batch, Hyperparameters, Kernel
 from sae_jax.architectures.unused import refuse_unused
 from sae_jax.configs import SAEConfig
-from sae_jax.ops.matmul import training_matmul, training_matmul_transposed
+from sae_jax.ops.matmul import settled, training_matmul, training_matmul_transposed
 
 
 class ReLUSAE(PenalizedSAE):
@@ -73,7 +73,8 @@ class ReLUSAE(PenalizedSAE):
         See `SAE.loss` for the arguments.
         """
         x, w_enc_t, b_enc, w_dec = self.encoder_and_decoder(batch.x)
-        z = self.activate(training_matmul_transposed(x, w_enc_t, self.dtype) + b_enc[None, :])
+        pre = training_matmul_transposed(x, w_enc_t, self.dtype) + b_enc[None, :]
+        z = settled(self.activate(pre))
         y_hat = training_matmul(z, w_dec, self.dtype) + self.b_dec[...][None, :]
         sizes = z * row_norms(w_dec)[None, :] if self.norms_count else z
         penalty = jnp.mean(jnp.sum(sizes, axis=1))

@@ -85,17 +85,13 @@ def training_matmul(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Arra
     Its derivative has the same precision: the operands of both products in it are rounded
     as well. There is no forward mode.
     """
-    return _forward(a, b, dtype)[0]
+    return matmul(a, b, dtype)
 
 
 def _forward(
     a: jax.Array, b: jax.Array, dtype: ComputeDtype
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     a, b = a.astype(operand_dtype(dtype)), b.astype(operand_dtype(dtype))
-    if a.dtype == jnp.bfloat16:
-        # Latents come from a product that is transposed. XLA's CPU backend would fold that into
-        # this one where only elementwise functions lie between, and has no such bfloat16 product.
-        a = lax.optimization_barrier(a)
     return matmul(a, b, dtype), (a, b)
 
 
@@ -152,6 +148,15 @@ def matmul_transposed(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Ar
         return lax.optimization_barrier(matmul(b, transposed(a), dtype)).T
 
     return lax.platform_dependent(a, b, cpu=on_cpu, default=lambda a, b: matmul(a, b.T, dtype))
+
+
+def settled(z: jax.Array) -> jax.Array:
+    """The same latents, computed before what follows.
+
+    They come from a product that may be transposed. Where only elementwise functions lie between,
+    XLA's CPU backend folds that into the next product, and has no such one in bfloat16.
+    """
+    return lax.optimization_barrier(z)
 
 
 def transposed(a: jax.Array) -> jax.Array:
