@@ -7,9 +7,8 @@ of steps. On recorded activations, one row a problem:
         --output=runs/architectures
 
 Writes `results.csv` (one row for each member), `results.md` (means over seeds with intervals,
-beside what chance gives), two figures and the sweep into --output. Results so far are in
-docs/architectures.md. Cost: about an hour and a half on 2 CPU cores for 504 members. A run that
-was stopped continues with --resume.
+beside what chance gives), two figures and the sweep into --output. First results,
+not of this script, are in docs/architectures.md. A run that was stopped continues with --resume.
 """
 
 import shutil

@@ -33,7 +33,7 @@ class SAEConfig:
     """Everything in which a member of a sweep may differ from the others.
 
     The defaults are the published experiment's recipe. A default of `None` follows from the
-    architecture, the preset and the data, as `defaults` of each architecture says.
+    architecture, the preset and the data, as `fill` of each architecture says.
 
     Attributes:
       d_sae: dictionary size F.
@@ -45,8 +45,9 @@ class SAEConfig:
         `TrainConfig`, so that members see the same batches.
       architecture: name of the architecture: `"abs_topk"`, the published one; `"topk"`,
         `"batch_topk"`, `"matryoshka"`, `"jumprelu"`, `"gated"` or `"relu"`.
-      preset: `"saelens"` or `"dictionary_learning"` for that library's latents, loss, start and
-        defaults, where they differ from those here.
+      preset: `"saelens"` or `"dictionary_learning"` for that library's latents, loss and
+        constants, where they differ from those here. Its recipe, such as `center_input` or
+        `unit_decoder`, is for the other fields to say.
       aux_coefficient: weight of the auxiliary loss AuxK, by which dead latents are revived.
       aux_k: latents that AuxK may revive at a time; `None` for half the activations' width.
       dead_after: samples without firing after which a latent counts as dead; `None` for an

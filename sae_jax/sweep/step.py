@@ -142,6 +142,7 @@ def train_step(
     average = state.average
     if template.weight_average:
         average = recipe.averaged(average, after, hyper, step)
+        average = recipe.kept_in_place(template, params, average)
     return MemberState(after, kept, opt_state, average), loss
 
 
