@@ -12,6 +12,8 @@ not of this script, are in docs/architectures.md. A run that was stopped continu
 """
 
 import shutil
+import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,7 @@ def work() -> None:
         )
         rows = score_features(result, split.val)
         add_chance(rows, result)
+        add_cost(rows, configs, split)
         write_csv(rows, output / "results.csv")
         floor = pca_fvu(split, [int(word) for word in _SPARSITIES.value])
         (output / "results.md").write_text(page(rows, floor), encoding="utf-8")
@@ -137,6 +140,34 @@ def add_chance(rows: Rows, result: sae_jax.SweepResult) -> None:
             row["chance_stability"] = chance if row["diverged_at"] is None else None
 
 
+def add_cost(rows: Rows, configs: Sequence[sae_jax.SAEConfig], split: sae_jax.Split) -> None:
+    """Adds `ms_per_step`: a training step's milliseconds for one member, compiled before.
+
+    Timed are as many members as there are seeds, once for each architecture and size: programs of
+    members that differ in nothing else take as long.
+    """
+    cost: dict[tuple[str, int], float] = {}
+    for setting in by_setting(rows):
+        kind = setting[0]["architecture"], setting[0]["d_sae"]
+        if kind in cost:
+            continue
+        timed = [config for config in configs if (config.architecture, config.d_sae) == kind]
+        timed = timed[: len(setting)]
+
+        def seconds(epochs: int, timed: Sequence[sae_jax.SAEConfig] = timed) -> float:
+            began = time.perf_counter()
+            config = sae_jax.TrainConfig(epochs=epochs)
+            sae_jax.train_sweep(timed, split.train, split.val, config, progress=False)
+            return time.perf_counter() - began
+
+        seconds(1)
+        steps = -(-len(split.train) // sae_jax.TrainConfig().batch_size)
+        longer = statistics.median(seconds(4) - seconds(1) for _ in range(3))
+        cost[kind] = 1e3 * longer / (3 * steps * len(timed))
+    for row in rows:
+        row["ms_per_step"] = cost[row["architecture"], row["d_sae"]]
+
+
 def pca_fvu(split: sae_jax.Split, ranks: Sequence[int]) -> dict[int, float]:
     """The fvu of the best plane of so many dimensions through the training mean."""
     train, val = split.train.read(), split.val.read()
@@ -153,7 +184,8 @@ def pca_fvu(split: sae_jax.Split, ranks: Sequence[int]) -> dict[int, float]:
 def page(rows: Rows, floor: dict[int, float]) -> str:
     """The table of means over seeds, in Markdown."""
     header = ["architecture", "normalize", "d", "asked", "L0", "fvu", "dead [%]", "almost dead [%]"]
-    header += ["specialized [%]", "by chance [%]", "stability", "by chance"]
+    header += ["specialized [%]", "specialized by chance [%]", "stability", "stability by chance"]
+    header += ["ms a step"]
     lines = []
     for setting in by_setting(rows):
         row = setting[0]
@@ -180,6 +212,7 @@ _SHOWN = (
     ("calibrated_null", True),
     ("feature_stability", False),
     ("chance_stability", False),
+    ("ms_per_step", False),
 )
 _COLUMNS = [name for name, _ in _SHOWN if name != "feature_stability"]
 
@@ -187,7 +220,7 @@ _COLUMNS = [name for name, _ in _SHOWN if name != "feature_stability"]
 def _cell(summary: Summary, factor: int) -> str:
     digits = 1 if factor == 100 else 3
     mean = f"{factor * summary.mean:.{digits}f}"
-    if np.isnan(summary.half_width):
+    if not summary.half_width > 0:  # It is NaN where there is no interval.
         return mean
     return f"{mean} ± {factor * summary.half_width:.{digits}f}"
 
