@@ -1,8 +1,7 @@
 """What every sparse autoencoder is: a Flax module with `encode`, `decode` and a training loss."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,14 @@ PARAM_NAMES = ("w_enc", "b_enc", "w_dec", "b_dec")
 
 # As in OpenAI's published code and in SAELens: added on the way in, not on the way back.
 STD_EPS = 1e-5
+
+
+class Options(TypedDict, total=False):
+    """What every SAE takes beside its arrays, as `SAE` says."""
+
+    center_input: bool
+    normalize_input: bool
+    dtype: ComputeDtype | DTypeLike
 
 
 class SAE(nnx.Module):
@@ -129,9 +136,6 @@ class SAE(nnx.Module):
     ) -> SAEConfig:
         """The config with what it leaves open and this architecture uses.
 
-        Here that is what AuxK needs, if it has a coefficient: half the activations' width, and an
-        epoch or what the preset's library waits.
-
         Args:
           config: what a member asks for.
           scale: root mean square deviation of the training samples, as they are trained on, from
@@ -140,16 +144,7 @@ class SAE(nnx.Module):
           d_in: width D of an activation vector.
           batch_size: samples a step.
         """
-        if not config.aux_coefficient:
-            return config
-        # SAELens counts steps, and a latent is dead after more than 1,000.
-        waits = {"saelens": 1000 * batch_size + 1, "dictionary_learning": 10_000_000}
-        aux_k, dead_after = config.aux_k, config.dead_after
-        if aux_k is None:
-            aux_k = min(max(d_in // 2, 1), config.d_sae)
-        if dead_after is None:
-            dead_after = waits.get(config.preset or "", num_samples)
-        return dataclasses.replace(config, aux_k=aux_k, dead_after=dead_after)
+        return config
 
     @classmethod
     def rates(cls, config: SAEConfig, batch: Batch) -> Arrays:
@@ -332,7 +327,7 @@ def with_unit_rows(
     return w_enc_t * norms[:, None], b_enc * norms, w_dec / norms[:, None]
 
 
-def options_of(config: SAEConfig) -> dict[str, Any]:
+def options_of(config: SAEConfig) -> Options:
     """What a config says of the arguments that every SAE takes."""
     return {
         "center_input": config.center_input,

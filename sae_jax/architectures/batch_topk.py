@@ -1,22 +1,20 @@
 """BatchTopK: the latents that rank highest in a whole batch; a threshold for inference."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.typing import DTypeLike
 
-from sae_jax.architectures.aux_k import SinceFired, aux_k_loss
-from sae_jax.architectures.base import SAE, options_of
+from sae_jax.architectures.base import Options, options_of
+from sae_jax.architectures.k_sparse import KSparseSAE
 from sae_jax.architectures.losses import mse
 from sae_jax.architectures.training import Batch, Hyperparameters, Kernel
-from sae_jax.architectures.unused import UNUSED_BY_TOP_K, refuse_unused
 from sae_jax.configs import SAEConfig
-from sae_jax.ops.matmul import ComputeDtype, training_matmul, training_matmul_transposed
+from sae_jax.ops.matmul import training_matmul, training_matmul_transposed
 from sae_jax.ops.top_k import top_k_mask
 
 # dictionary_learning estimates no threshold up to this step.
@@ -53,7 +51,7 @@ class Threshold(nnx.Variable):
         self[...] = jnp.where(none, before, after)
 
 
-class BatchTopKSAE(SAE):
+class BatchTopKSAE(KSparseSAE):
     """Keeps the k * b largest latents of a batch of b samples in training.
 
     At inference it keeps latents above a threshold, so that a sample's latents do not depend on
@@ -61,13 +59,9 @@ class BatchTopKSAE(SAE):
 
     Attributes:
       threshold: the threshold, `[]`.
-      k: mean number of latents kept per sample in training, where it is known.
       prefix_sizes: latents of each nested prefix that `MatryoshkaSAE` trains.
-      since_fired: samples since each latent fired last, `[F]`, where the auxiliary loss needs
-        to know.
     """
 
-    training_only = ("since_fired",)
     not_per_latent = ("threshold",)
     in_latents_units = ("threshold",)
 
@@ -78,13 +72,9 @@ class BatchTopKSAE(SAE):
         *,
         k: int | None = None,
         prefix_sizes: Sequence[int] = (),
-        center_input: bool = False,
-        normalize_input: bool = False,
-        dtype: ComputeDtype | DTypeLike = "float32",
+        **options: Unpack[Options],
     ):
-        super().__init__(
-            params, center_input=center_input, normalize_input=normalize_input, dtype=dtype
-        )
+        super().__init__(params, **options)
         if np.shape(threshold) != ():
             raise ValueError(f"threshold has shape {np.shape(threshold)}; expected a number, []")
         self.threshold = Threshold(jnp.asarray(threshold, jnp.float32))
@@ -101,22 +91,6 @@ class BatchTopKSAE(SAE):
         known: dict[str, Any] = {"k": config.k, "prefix_sizes": config.prefix_sizes}
         return cls(params, threshold, **known, **options_of(config))
 
-    @classmethod
-    def is_rescaled(cls, config: SAEConfig) -> bool:
-        """As SAELens does."""
-        return config.preset == "saelens"
-
-    @classmethod
-    def check(cls, config: SAEConfig) -> None:
-        """Refuses a config without k, or with fields that are of no use.
-
-        Raises:
-          ValueError: naming the field, what was found and what is allowed.
-        """
-        if config.k is None:
-            raise ValueError(f"k is None; {config.architecture} needs 1 to d_sae = {config.d_sae}")
-        refuse_unused(config, *UNUSED_BY_TOP_K, "prefix_fractions")
-
     def activate(self, pre: jax.Array) -> jax.Array:
         """Pre-activations above zero and above the threshold, zero elsewhere."""
         value = jax.nn.relu(pre)
@@ -127,11 +101,6 @@ class BatchTopKSAE(SAE):
         value = jax.nn.relu(pre)
         kept = top_k_mask(value.reshape(1, -1), k * len(pre)).reshape(value.shape)
         return jnp.where(kept, value, 0.0)
-
-    def start_training(self, config: SAEConfig, hyper: Hyperparameters) -> None:
-        """Keeps what the auxiliary loss needs to know, where there is one."""
-        if config.aux_coefficient:
-            self.since_fired = SinceFired(jnp.zeros(self.d_sae, jnp.int32))
 
     def loss(self, batch: Batch, hyper: Hyperparameters, kernel: Kernel) -> jax.Array:
         """Mean squared error, and where it has a coefficient the auxiliary loss AuxK.
@@ -150,15 +119,7 @@ class BatchTopKSAE(SAE):
         scale = 1.0 if self.preset is None else float(self.d_out)
         y_hat = training_matmul(z, w_dec, self.dtype) + self.b_dec[...][None, :]
         error = scale * self.error(z, w_dec, y_hat, batch, hyper)
-        if not hasattr(self, "since_fired"):
-            return error
-        # SAELens revives pre-activations as they are, negative ones included.
-        candidates = pre if self.preset == "saelens" else jax.nn.relu(pre)
-        missed = batch.target - y_hat
-        dead = self.since_fired.count(jnp.any(z > 0, axis=0), batch, hyper, self.preset)
-        return error + aux_k_loss(
-            candidates, candidates, missed, w_dec, dead, batch, hyper, self.preset, self.dtype
-        )
+        return error + self.aux_k(pre, z, batch.target - y_hat, w_dec, batch, hyper)
 
     def error(
         self,

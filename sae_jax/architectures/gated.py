@@ -1,23 +1,20 @@
 """Gated: one bias decides which latents fire, another how strongly."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Self, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.typing import DTypeLike
 
-from sae_jax.architectures.base import as_row, options_of
+from sae_jax.architectures.base import Options, as_row, options_of
 from sae_jax.architectures.losses import row_norms, squared_error
-from sae_jax.architectures.penalized import PenalizedSAE, filled
+from sae_jax.architectures.penalized import PenalizedSAE
 from sae_jax.architectures.training import Arrays, Batch, Hyperparameters, Kernel
-from sae_jax.architectures.unused import refuse_unused
 from sae_jax.configs import SAEConfig
 from sae_jax.ops.matmul import (
-    ComputeDtype,
     matmul,
     settled,
     training_matmul,
@@ -47,14 +44,9 @@ class GatedSAE(PenalizedSAE):
         params: Mapping[str, jax.Array | np.ndarray],
         b_mag: jax.Array | np.ndarray,
         r_mag: jax.Array | np.ndarray,
-        *,
-        center_input: bool = False,
-        normalize_input: bool = False,
-        dtype: ComputeDtype | DTypeLike = "float32",
+        **options: Unpack[Options],
     ):
-        super().__init__(
-            params, center_input=center_input, normalize_input=normalize_input, dtype=dtype
-        )
+        super().__init__(params, **options)
         for name, array in zip(GATES, (b_mag, r_mag), strict=True):
             if np.shape(array) != (self.d_sae,):
                 raise ValueError(f"{name} has shape {np.shape(array)}; expected ({self.d_sae},)")
@@ -72,26 +64,6 @@ class GatedSAE(PenalizedSAE):
         zeros = np.zeros(np.shape(params["b_enc"]), np.float32)
         b_mag, r_mag = (params.pop(name, zeros) for name in GATES)
         return cls(params, b_mag, r_mag, **options_of(config))
-
-    @classmethod
-    def check(cls, config: SAEConfig) -> None:
-        """Refuses a config without a weight or a target, or with fields that are of no use.
-
-        Raises:
-          ValueError: naming the field, what was found and what is allowed.
-        """
-        super().check(config)
-        refuse_unused(config, "bandwidth", "threshold_init", "sparsity_loss")
-        if config.preset is not None:
-            refuse_unused(config, "target_l0")
-
-    @classmethod
-    def fill(
-        cls, config: SAEConfig, scale: float, num_samples: int, d_in: int, batch_size: int
-    ) -> SAEConfig:
-        """The libraries' coefficients; with a target a first value in the samples' units."""
-        coefficient = {"saelens": 1.0, "dictionary_learning": 0.1}.get(config.preset or "", scale)
-        return filled(config, sparsity_coefficient=coefficient)
 
     @classmethod
     def fold(

@@ -1,22 +1,21 @@
 """JumpReLU: latents above a threshold each, which is trained by straight-through estimators."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Self, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.typing import DTypeLike
 
-from sae_jax.architectures.base import as_row, options_of
+from sae_jax.architectures.base import Options, as_row, options_of
+from sae_jax.architectures.fields import filled, refuse_unused
 from sae_jax.architectures.losses import row_norms, squared_error
-from sae_jax.architectures.penalized import PenalizedSAE, filled
+from sae_jax.architectures.penalized import PenalizedSAE
 from sae_jax.architectures.training import Arrays, Batch, Hyperparameters, Kernel
-from sae_jax.architectures.unused import refuse_unused
 from sae_jax.configs import SAEConfig
-from sae_jax.ops.matmul import ComputeDtype, training_matmul, training_matmul_transposed
+from sae_jax.ops.matmul import training_matmul, training_matmul_transposed
 
 # Anthropic's and SAELens' scale of what `sparsity_loss="tanh"` takes the tangent of.
 _TANH_SCALE = 4.0
@@ -67,6 +66,7 @@ class JumpReLUSAE(PenalizedSAE):
 
     # Thresholds answer at once, where a sum of latents has to turn the encoder first.
     damping = 3.0
+    has_thresholds = True
     in_latents_units = ("threshold",)
     sparsity_loss = "step"
     targets_each = False
@@ -75,14 +75,9 @@ class JumpReLUSAE(PenalizedSAE):
         self,
         params: Mapping[str, jax.Array | np.ndarray],
         threshold: jax.Array | np.ndarray,
-        *,
-        center_input: bool = False,
-        normalize_input: bool = False,
-        dtype: ComputeDtype | DTypeLike = "float32",
+        **options: Unpack[Options],
     ):
-        super().__init__(
-            params, center_input=center_input, normalize_input=normalize_input, dtype=dtype
-        )
+        super().__init__(params, **options)
         if np.shape(threshold) != (self.d_sae,):
             raise ValueError(f"threshold has shape {np.shape(threshold)}; expected ({self.d_sae},)")
         self.threshold = nnx.Param(jnp.asarray(threshold, jnp.float32))

@@ -1,16 +1,15 @@
 """What SAEs share that become sparse by a penalty on firing."""
 
-import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from sae_jax.architectures.base import SAE
+from sae_jax.architectures.fields import filled, refuse_unused
 from sae_jax.architectures.losses import mean_squared_deviation
 from sae_jax.architectures.target_l0 import LogWeight
 from sae_jax.architectures.training import Arrays, Batch, Hyperparameters
-from sae_jax.architectures.unused import refuse_unused
 from sae_jax.configs import SAEConfig
 
 # Samples of which the root mean square deviation is a tenth leave biases room to be of use within
@@ -26,10 +25,13 @@ class PenalizedSAE(SAE):
 
     Attributes:
       log_weight: the logarithm of a weight that is adapted.
+      has_thresholds: whether latents have thresholds, for `bandwidth`, `threshold_init` and
+        `sparsity_loss` to be of use.
       damping: what its controller takes the last error for, beside the sum of all.
     """
 
     damping: ClassVar[float] = 1.0
+    has_thresholds: ClassVar[bool] = False
 
     training_only = ("log_weight",)
     not_per_latent = ("log_weight",)
@@ -42,7 +44,11 @@ class PenalizedSAE(SAE):
           ValueError: naming the field, what was found and what is allowed.
         """
         refuse_unused(config, "k", "prefix_fractions", "aux_coefficient", "aux_k", "dead_after")
+        if not cls.has_thresholds:
+            refuse_unused(config, "bandwidth", "threshold_init", "sparsity_loss")
         if config.preset is not None:
+            if not cls.has_thresholds:
+                refuse_unused(config, "target_l0")
             return
         if config.target_l0 is not None:
             if config.sparsity_warmup_steps:
@@ -55,6 +61,14 @@ class PenalizedSAE(SAE):
                 f"sparsity_coefficient is None; {config.architecture} without a preset needs a"
                 f" positive number, or target_l0 above 0 to d_sae = {config.d_sae}"
             )
+
+    @classmethod
+    def fill(
+        cls, config: SAEConfig, scale: float, num_samples: int, d_in: int, batch_size: int
+    ) -> SAEConfig:
+        """The libraries' coefficients; with a target a first value in the samples' units."""
+        coefficient = {"saelens": 1.0, "dictionary_learning": 0.1}.get(config.preset or "", scale)
+        return filled(config, sparsity_coefficient=coefficient)
 
     @classmethod
     def rates(cls, config: SAEConfig, batch: Batch) -> Arrays:
@@ -95,11 +109,3 @@ class PenalizedSAE(SAE):
         warmup = hyper.sparsity_warmup_steps.astype(jnp.float32)
         grown = batch.step.astype(jnp.float32) / jnp.maximum(warmup, 1.0)
         return hyper.sparsity_coefficient * jnp.where(warmup > 0, jnp.minimum(grown, 1.0), 1.0)
-
-
-def filled(config: SAEConfig, **defaults: Any) -> SAEConfig:
-    """The config with those of its fields that are `None` at other defaults."""
-    missing: dict[str, Any] = {
-        name: value for name, value in defaults.items() if getattr(config, name) is None
-    }
-    return dataclasses.replace(config, **missing)

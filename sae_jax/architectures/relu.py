@@ -9,9 +9,8 @@ import numpy as np
 
 from sae_jax.architectures.base import options_of
 from sae_jax.architectures.losses import row_norms, squared_error
-from sae_jax.architectures.penalized import PenalizedSAE, filled
+from sae_jax.architectures.penalized import PenalizedSAE
 from sae_jax.architectures.training import Batch, Hyperparameters, Kernel
-from sae_jax.architectures.unused import refuse_unused
 from sae_jax.configs import SAEConfig
 from sae_jax.ops.matmul import settled, training_matmul, training_matmul_transposed
 
@@ -37,26 +36,6 @@ class ReLUSAE(PenalizedSAE):
         # Of dictionary_learning's two trainers the one with a unit decoder takes no norms.
         sae.norms_count = not (config.preset == "dictionary_learning" and config.unit_decoder)
         return sae
-
-    @classmethod
-    def check(cls, config: SAEConfig) -> None:
-        """Refuses a config without a weight or a target, or with fields that are of no use.
-
-        Raises:
-          ValueError: naming the field, what was found and what is allowed.
-        """
-        super().check(config)
-        refuse_unused(config, "bandwidth", "threshold_init", "sparsity_loss")
-        if config.preset is not None:
-            refuse_unused(config, "target_l0")
-
-    @classmethod
-    def fill(
-        cls, config: SAEConfig, scale: float, num_samples: int, d_in: int, batch_size: int
-    ) -> SAEConfig:
-        """The libraries' coefficients; with a target a first value in the samples' units."""
-        coefficient = {"saelens": 1.0, "dictionary_learning": 0.1}.get(config.preset or "", scale)
-        return filled(config, sparsity_coefficient=coefficient)
 
     def activate(self, pre: jax.Array) -> jax.Array:
         """Pre-activations above zero, zero elsewhere."""

@@ -1,18 +1,9 @@
-"""Fields of a config that an architecture has no use for."""
+"""Fields of a config that an architecture has no use for, and those that it fills in."""
 
 import dataclasses
+from typing import Any
 
 from sae_jax.configs import SAEConfig
-
-UNUSED_BY_TOP_K = (
-    "target_l0",
-    "sparsity_coefficient",
-    "sparsity_loss",
-    "sparsity_warmup_steps",
-    "bandwidth",
-    "threshold_init",
-)
-"""What an architecture that keeps k latents does without, beside what it keeps them by."""
 
 
 def refuse_unused(config: SAEConfig, *names: str) -> None:
@@ -33,3 +24,11 @@ def refuse_unused(config: SAEConfig, *names: str) -> None:
                 f"{name} is {getattr(config, name)!r}; allowed is {defaults[name]!r} for"
                 f" {config.architecture}{beside}, which does not use it"
             )
+
+
+def filled(config: SAEConfig, **defaults: Any) -> SAEConfig:
+    """The config with those of its fields that are `None` at other defaults."""
+    missing: dict[str, Any] = {
+        name: value for name, value in defaults.items() if getattr(config, name) is None
+    }
+    return dataclasses.replace(config, **missing)
