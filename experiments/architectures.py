@@ -29,9 +29,11 @@ from sae_jax.activations.locks import lock_beside
 from sae_jax.extraction.export import import_slice
 from sae_jax.features.scoring import score_features
 from sae_jax.features.stability import stability_by_chance
+from sae_jax.markdown import markdown_table
+from sae_jax.metrics.pca import pca_fvu
 from sae_jax.problems import read_file
 from sae_jax.report.statistics import Rows, Summary, by_setting, summarize, summarize_pairs
-from sae_jax.report.tables import markdown_table, write_csv
+from sae_jax.report.tables import write_csv
 from sae_jax.sweep.cache import use_compilation_cache
 from sae_jax.sweep.loop import plan_for
 
@@ -81,7 +83,7 @@ def work() -> None:
         add_chance(rows, result)
         add_cost(rows, configs, split)
         write_csv(rows, output / "results.csv")
-        floor = pca_fvu(split, [int(word) for word in _SPARSITIES.value])
+        floor = pca_fvu(split.train.read(), split.val.read(), command.numbers(_SPARSITIES))
         (output / "results.md").write_text(page(rows, floor), encoding="utf-8")
         draw(rows, floor, output)
         shutil.rmtree(checkpoints)
@@ -166,19 +168,6 @@ def add_cost(rows: Rows, configs: Sequence[sae_jax.SAEConfig], split: sae_jax.Sp
         cost[kind] = 1e3 * longer / (3 * steps * len(timed))
     for row in rows:
         row["ms_per_step"] = cost[row["architecture"], row["d_sae"]]
-
-
-def pca_fvu(split: sae_jax.Split, ranks: Sequence[int]) -> dict[int, float]:
-    """The fvu of the best plane of so many dimensions through the training mean."""
-    train, val = split.train.read(), split.val.read()
-    mean = train.mean(axis=0)
-    axes = np.linalg.svd(train - mean, full_matrices=False)[2]
-    total = np.sum((val - val.mean(axis=0)) ** 2)
-    missed = {}
-    for rank in ranks:
-        inside = (val - mean) @ axes[:rank].T @ axes[:rank]
-        missed[rank] = float(np.sum((val - mean - inside) ** 2) / total)
-    return missed
 
 
 def page(rows: Rows, floor: dict[int, float]) -> str:

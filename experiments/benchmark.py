@@ -45,8 +45,9 @@ from contenders import (
 )
 
 import sae_jax
+from sae_jax.markdown import markdown_table
 from sae_jax.report import reference
-from sae_jax.report.tables import markdown_table, write_csv
+from sae_jax.report.tables import write_csv
 
 HEADLINE = Workload()
 LARGE = Workload(members=1, d_sae=16384, k=64, d_in=576, num_samples=2048)

@@ -14,7 +14,7 @@ ROOT = Path(sae_jax.__file__).parent
 
 # From the ground up. A module imports from lower layers and from its own folder.
 LAYERS = (
-    ("configs", "problems"),
+    ("configs", "markdown", "problems"),
     ("activations",),
     ("ops",),
     ("architectures",),

@@ -15,6 +15,7 @@ from sae_jax import formats
 from sae_jax.architectures.base import SAE
 from sae_jax.architectures.topk import TopKSAE
 from sae_jax.formats import kinds
+from sae_jax.markdown import markdown_table
 
 DEFAULT_FOLDER = "sae"
 _SUFFIXES = ("safetensors", "json", "npz", "pt")
@@ -200,13 +201,8 @@ def _summary(sae: SAE) -> str:
 
 
 def _table(entries: Mapping[str, Any]) -> str:
-    rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in entries.items()]
-    return "\n".join(["| name | value |", "|---|---|", *rows])
-
-
-def _cell(value: Any) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    values = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in entries.items()}
+    return markdown_table(["name", "value"], list(values.items()))
 
 
 def _check_folder(folder: str) -> None:

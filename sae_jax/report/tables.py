@@ -1,9 +1,9 @@
 """Tables of a scored sweep: CSV for programs, Markdown for people."""
 
 import csv
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from sae_jax.markdown import markdown_table
 from sae_jax.report import reference
 from sae_jax.report.reference import percent, with_interval
 from sae_jax.report.statistics import Rows, by_setting, shown_fields, summarize_rows
@@ -83,12 +83,6 @@ def comparison_table(rows: Rows) -> str:
             cells += [percent(row[name]), f"{100 * value:.1f} %"]
         lines.append(cells)
     return markdown_table(header, lines)
-
-
-def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown. `lines` are rows of cells, as many as the header has."""
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def interval_note(rows: Rows) -> str:
