@@ -58,6 +58,9 @@ _PROMPT_TEMPLATE = flags.DEFINE_string(
     None,
     r"Text with {question} in it, \n for a new line; else the chat template.",
 )
+_UNTRAINED_SEED = flags.DEFINE_integer(
+    "untrained_seed", None, "Seed of random weights in place of the trained ones: a baseline."
+)
 _CODI_CHECKPOINT = flags.DEFINE_string("codi_checkpoint", None, "Folder or hub id, over --model.")
 _LORA_ALPHA = flags.DEFINE_float("lora_alpha", 32, "LoRA alpha of the CODI checkpoint.")
 _EOS_BEFORE_THOUGHTS = flags.DEFINE_bool(
@@ -132,6 +135,7 @@ def _model() -> LanguageModel:
     model = load_model(
         _MODEL.value,
         dtype=_DTYPE.value,
+        untrained_seed=_UNTRAINED_SEED.value,
         prompt_template=template and template.replace("\\n", "\n"),
     )
     if _CODI_CHECKPOINT.value is None:

@@ -184,6 +184,23 @@ def test_wrong_model_options(tiny_llama_folder):
         load_model(tiny_llama_folder, device="cpu", prompt_template="Q:")
 
 
+def test_an_untrained_model_has_the_architecture_and_none_of_the_weights(tiny_llama_folder):
+    trained = load_model(tiny_llama_folder, device="cpu")
+    first, again, other = (
+        load_model(tiny_llama_folder, device="cpu", untrained_seed=seed) for seed in (1, 1, 2)
+    )
+    assert first.name == f"{tiny_llama_folder}, untrained with seed 1"
+    weights = [dict(model.causal_lm.named_parameters()) for model in (trained, first, again, other)]
+    for name, weight in weights[0].items():
+        assert weights[1][name].shape == weight.shape
+        torch.testing.assert_close(weights[1][name], weights[2][name], rtol=0, atol=0)
+        if weight.ndim == 2:  # Norms start at one.
+            assert not torch.equal(weights[1][name], weight)
+            assert not torch.equal(weights[1][name], weights[3][name])
+    hashes = {model.settings()["weights_sha256"] for model in (trained, first, other)}
+    assert len(hashes) == 3
+
+
 def test_a_prompt_template_overrides_the_chat_template(tiny_llama_folder):
     plain, templated = (
         load_model(tiny_llama_folder),

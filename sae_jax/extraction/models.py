@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sae_jax.extraction.families import check_family
 from sae_jax.extraction.language_model import LanguageModel
@@ -20,6 +20,7 @@ def load_model(
     dtype: str = "float32",
     device: str | None = None,
     prompt_template: str | None = None,
+    untrained_seed: int | None = None,
 ) -> LanguageModel:
     """Loads a causal language model of the LLaMA architecture or a relative of it.
 
@@ -30,6 +31,8 @@ def load_model(
       device: name of a torch device; None takes this process's GPU, which `torchrun` numbers,
         or the CPU.
       prompt_template: text with "{question}" in it, in place of the model's chat template.
+      untrained_seed: PRNG seed of random weights in place of the trained ones, for a baseline: a
+        model of the same architecture that has learned nothing. None for the trained ones.
 
     Raises:
       ValueError: if the model is not there, is not of a known shape, or does not compute from
@@ -45,7 +48,15 @@ def load_model(
         location, options = str(path.parent), {"gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
-        causal_lm = AutoModelForCausalLM.from_pretrained(location, dtype=DTYPES[dtype], **options)
+        if untrained_seed is None:
+            causal_lm = AutoModelForCausalLM.from_pretrained(
+                location, dtype=DTYPES[dtype], **options
+            )
+        else:
+            config = AutoConfig.from_pretrained(location, **options)
+            with torch.random.fork_rng():
+                torch.manual_seed(untrained_seed)
+                causal_lm = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no model could be loaded from {source!r}; allowed: {PACKAGED!r}, a GGUF file, a "
@@ -55,7 +66,10 @@ def load_model(
         gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         device = gpu if torch.cuda.is_available() else "cpu"
     causal_lm.eval().requires_grad_(False).to(device)
-    model = LanguageModel(source, causal_lm, tokenizer, prompt_template)
+    name = source
+    if untrained_seed is not None:
+        name = f"{source}, untrained with seed {untrained_seed}"
+    model = LanguageModel(name, causal_lm, tokenizer, prompt_template)
     check_family(model)
     return model
 
