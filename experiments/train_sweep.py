@@ -22,7 +22,7 @@ from absl import flags, logging
 
 import sae_jax
 from sae_jax.activations.locks import lock, lock_beside
-from sae_jax.configs import KERNELS
+from sae_jax.configs import CHOICES
 from sae_jax.features.scoring import score_features
 from sae_jax.ops.matmul import COMPUTE_DTYPES
 from sae_jax.report.tables import write_csv
@@ -50,7 +50,7 @@ _COMPUTE_DTYPE = flags.DEFINE_enum(
     "compute_dtype", "float32", COMPUTE_DTYPES, "Of the matrix products."
 )
 _KERNEL = flags.DEFINE_enum(
-    "kernel", "auto", KERNELS, "Forces how decoding and gradients are computed."
+    "kernel", "auto", CHOICES["kernel"], "Forces how decoding and gradients are computed."
 )
 _TRAIN_FRACTION = flags.DEFINE_float("train_fraction", 0.8, "Share of the problems to train on.")
 _SPLIT_SEED = flags.DEFINE_integer("split_seed", 42, "Seed of the split.")

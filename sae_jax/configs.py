@@ -11,16 +11,16 @@ from typing import Any, Literal
 SEED_FIELDS = ("seed", "data_seed")
 """Fields of `SAEConfig` that repeat a setting and are no settings themselves."""
 
-KERNELS = ("auto", "dense", "firing_rows", "selected_rows")
-
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "preset": (None, "saelens", "dictionary_learning"),
     "sparsity_loss": ("step", "tanh"),
     "normalize": ("none", "center", "center_and_scale", "layer_norm"),
     "b_dec_init": ("uniform", "zeros", "mean", "geometric_median"),
     "frozen": (None, "decoder", "encoder"),
+    "compute_dtype": ("float32", "tf32", "bfloat16"),
+    "kernel": ("auto", "dense", "firing_rows", "selected_rows"),
 }
-"""What the fields of `SAEConfig` that name something may be."""
+"""What the fields of a config that name something may be."""
 
 _STEP_FIELDS = ("sparsity_warmup_steps", "warmup_steps", "decay_steps", "k_anneal_steps")
 _OPTIONAL_FLOATS = ("sparsity_coefficient", "bandwidth", "threshold_init", "clip_norm")
@@ -140,12 +140,7 @@ class SAEConfig:
         _check(self, "weight_average", 0 <= self.weight_average < 1, "0 up to below 1")
         if not isinstance(self.architecture, str):
             raise ValueError(f"architecture is {self.architecture!r}; allowed is a name")
-        for field in dataclasses.fields(self):
-            if field.name in CHOICES and getattr(self, field.name) not in CHOICES[field.name]:
-                allowed = ", ".join(repr(choice) for choice in CHOICES[field.name])
-                raise ValueError(
-                    f"{field.name} is {getattr(self, field.name)!r}; allowed are {allowed}"
-                )
+        _check_choices(self)
         for name in ("layer", "position"):
             if not isinstance(getattr(self, name), str | None):
                 _make_integers(self, name)
@@ -263,6 +258,10 @@ class TrainConfig:
     max_padding: float | None = None
     memory_budget: int | None = None
 
+    def data_seed_of(self, config: SAEConfig) -> int:
+        """PRNG seed of the order in which a member sees the samples."""
+        return self.data_seed if config.data_seed is None else config.data_seed
+
     def __post_init__(self) -> None:
         _make_integers(self, "epochs", "batch_size", "data_seed")
         _make_integers(self, "memory_budget", optional=True)
@@ -270,13 +269,7 @@ class TrainConfig:
         _check_seed("data_seed", self.data_seed)
         _check(self, "epochs", self.epochs >= 1, "1 or more")
         _check(self, "batch_size", self.batch_size >= 1, "1 or more")
-        if self.compute_dtype not in ("float32", "tf32", "bfloat16"):
-            raise ValueError(
-                f"compute_dtype is {self.compute_dtype!r}; allowed are 'float32', 'tf32' and"
-                " 'bfloat16'"
-            )
-        if self.kernel not in KERNELS:
-            raise ValueError(f"kernel is {self.kernel!r}; allowed are {', '.join(KERNELS)}")
+        _check_choices(self)
         padding, budget = self.max_padding, self.memory_budget
         _check(self, "max_padding", padding is None or 0 <= padding < 1, "0 up to below 1")
         _check(self, "memory_budget", budget is None or budget >= 1, "1 or more bytes")
@@ -308,6 +301,14 @@ def _make_floats(config: Any, *names: str, optional: bool = False) -> None:
 def _check(config: Any, name: str, fits: bool, allowed: str) -> None:
     if not fits:
         raise ValueError(f"{name} is {getattr(config, name)!r}; allowed is {allowed}")
+
+
+def _check_choices(config: Any) -> None:
+    for name, allowed in CHOICES.items():
+        if hasattr(config, name) and getattr(config, name) not in allowed:
+            raise ValueError(
+                f"{name} is {getattr(config, name)!r}; allowed are {', '.join(map(repr, allowed))}"
+            )
 
 
 def _check_seed(name: str, seed: int) -> None:

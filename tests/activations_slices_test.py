@@ -105,7 +105,7 @@ def with_value(value, row=2):
         (Path("runs/store"), r"train is a PosixPath; expected a float array"),
         (np.ma.masked_less(array(), 0), r"train has \d+ masked values"),
         (array().astype(object), r"train has dtype object; expected float16"),
-        (torch.ones((4, 3), dtype=torch.int64), r"train has dtype torch.int64; expected a float"),
+        (torch.ones((4, 3), dtype=torch.int64), r"train has dtype int64; expected float16"),
         (torch.full((4, 3), torch.nan), r"train is not finite in 4 of 4 rows"),
     ],
 )

@@ -1,12 +1,14 @@
 """Matryoshka against NumPy: an error for every nested prefix, with traced sizes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from parity import member
 from random_saes import random_params
 from sweeps import samples
 
-from sae_jax import SAEConfig
+from sae_jax import SAEConfig, TrainConfig, train_sweep
 from sae_jax.architectures.registry import architecture_of
 
 D_IN, D_SAE, K, BATCH = 8, 24, 3, 16
@@ -62,6 +64,30 @@ def test_loss_adds_up_the_errors_of_prefixes(preset, weight, fractions, sizes):
         ]
         slope = weight(len(sizes)) * (moved[0] - moved[1]) / (2 * step)
         np.testing.assert_allclose(gradients["b_dec"][i], slope, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bounds", [(6, 12, 24), (7, 20, 24)])
+def test_bounds_of_the_sizes_change_no_step(bounds):
+    one = member(config((0.25, 0.5, 1.0)), random_params(0, D_IN, D_SAE), BATCH)
+    batches = [samples(BATCH, D_IN, seed=i) for i in range(5)]
+    expected, losses = one.stepped(batches, 0)
+    program = dataclasses.replace(one.program, prefix_bounds=bounds)
+    bounded, found = one._replace(program=program).stepped(batches, 0)
+    np.testing.assert_allclose(found, losses, rtol=1e-6)
+    for name, array in expected.arrays().items():
+        np.testing.assert_allclose(bounded.arrays()[name], array, atol=1e-6)
+
+
+def test_a_sweep_knows_the_bounds_of_its_members():
+    # Side by side, the member of larger prefixes first and last.
+    x = samples(4 * BATCH, D_IN)
+    settings = {"train_config": TrainConfig(epochs=2, batch_size=BATCH), "progress": False}
+    for fractions in ([(0.25, 0.5, 1.0), (0.5, 0.6, 1.0)], [(0.5, 0.6, 1.0), (0.25, 0.7, 1.0)]):
+        members = [config(one) for one in fractions]
+        together = train_sweep(members, x, x, **settings)
+        for alone, trained in zip(members, together.members, strict=True):
+            solo = train_sweep([alone], x, x, **settings).members[0]
+            np.testing.assert_allclose(trained.losses, solo.losses, rtol=1e-5)
 
 
 def test_one_prefix_is_batch_topk():

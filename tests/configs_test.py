@@ -88,7 +88,7 @@ def test_refused_members(fields, message):
         ),
         (
             {"kernel": "fast"},
-            r"kernel is 'fast'; allowed are auto, dense, firing_rows, sel",
+            r"kernel is 'fast'; allowed are 'auto', 'dense', 'firing_rows', 'sel",
         ),
         ({"max_padding": 1.0}, r"max_padding is 1.0; allowed is 0 up to below 1"),
         ({"max_padding": -0.1}, r"max_padding is -0.1; allowed"),

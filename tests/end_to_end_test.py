@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 
 import sae_jax
 from sae_jax.activations.writer import StorePlan, StoreWriter, write_store
@@ -285,3 +286,38 @@ def test_only_a_run_is_overwritten(script, store, tmp_path):
     assert refused.returncode != 0
     assert "nothing else is overwritten" in refused.stderr
     assert (tmp_path / "thesis.txt").read_text() == "keep me"
+
+
+@pytest.mark.slow
+def test_architectures_are_compared_beside_chance_and_with_their_cost(store, tmp_path):
+    flags = ["--layer=4", "--position=2", "--d_sae=16", "--sparsities=2,4", "--normalize=center"]
+    finished = run(
+        "architectures.py",
+        f"--activations={store}",
+        f"--output={tmp_path}",
+        *flags,
+        "--seeds=2",
+        "--epochs=2",
+    )
+    assert finished.returncode == 0, finished.stderr
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert len(rows) == 7 * 2 * 2  # Architectures, sparsities and seeds.
+    assert len({row["architecture"] for row in rows}) == 7
+    for row in rows:
+        asked = row["k"] or row["target_l0"]
+        if row["architecture"] in ("abs_topk", "topk"):
+            assert float(row["l0"]) <= float(asked)
+        assert float(row["ms_per_step"]) > 0
+        assert 0 < float(row["chance_stability"]) < 1
+    # The best plane of 2 and of 4 dimensions, by another library.
+    split = sae_jax.ActivationStore.open(store).select(4, 2).split(train_fraction=0.8, seed=42)
+    train, val = split.train.read(), split.val.read()
+    total = ((val - val.mean(axis=0)) ** 2).sum()
+    page = (tmp_path / "results.md").read_text()
+    for rank in (2, 4):
+        pca = PCA(rank).fit(train)
+        missed = ((val - pca.inverse_transform(pca.transform(val))) ** 2).sum()
+        assert f"{rank}: {missed / total:.3f}" in page
+    assert page.count("\n| ") == 1 + 7 * 2
+    assert (tmp_path / "fvu.png").exists()
+    assert (tmp_path / "dead_fraction.png").exists()

@@ -248,20 +248,20 @@ def test_rotary_frequencies_stay_in_float32_under_bfloat16(tiny_llama_folder, ch
 )
 def test_a_missing_weight_is_refused_by_name(tiny_llama_folder, state, tmp_path, name):
     rest = {other: tensor for other, tensor in state.items() if other != name}
-    with pytest.raises(ValueError, match=f"lacks .*{name}"):
+    with pytest.raises(ValueError, match=f"(lacks|Missing key).*{name}"):
         load(tiny_llama_folder, save(rest, tmp_path))
 
 
 def test_an_unexpected_weight_is_refused_by_name(tiny_llama_folder, state, tmp_path):
     more = {**state, "prj.5.weight": torch.zeros(2)}
-    with pytest.raises(ValueError, match=r"unexpected prj\.5\.weight"):
+    with pytest.raises(ValueError, match=r'Unexpected key.*"prj\.5\.weight"'):
         load(tiny_llama_folder, save(more, tmp_path))
 
 
 def test_a_weight_of_another_shape_is_refused(tiny_llama_folder, state, tmp_path):
     name = "codi.base_model.model.model.embed_tokens.weight"
     other = {**state, name: state[name][:-3]}
-    with pytest.raises(ValueError, match=r"wrong shape of .*\[100, 16\], expected \[103, 16\]"):
+    with pytest.raises(ValueError, match=r"mismatch for .*\[100, 16\].*current.*\[103, 16\]"):
         load(tiny_llama_folder, save(other, tmp_path))
 
 

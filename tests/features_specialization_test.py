@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse, stats
 
+from sae_jax.features import specialization
 from sae_jax.features.firing import Firing
 from sae_jax.features.interventions import swap_pairs
 from sae_jax.features.permutation import calibrated_null_rates, published_null_rates
@@ -146,20 +147,35 @@ def test_many_latents_at_once_agree_with_one(texts):
     assert together[0] == (classify_published(published_scores(texts))[0] != "general")
 
 
-def test_tables_hand_computed():
+@pytest.fixture
+def rule(monkeypatch):
+    """Changes what the rule asks for, as small tables cannot reach it."""
+
+    def changed(q=0.05, min_support=5, min_lift=1.5):
+        values = {"FALSE_DISCOVERY_RATE": q, "MIN_SUPPORT": min_support, "MIN_LIFT": min_lift}
+        for name, value in values.items():
+            monkeypatch.setattr(specialization, name, value)
+
+    return changed
+
+
+def test_tables_hand_computed(rule):
     # 6 samples; the latent fires on the first 3; 2 of these and no other have the property.
     fires = np.array([[1, 1, 1, 0, 0, 0]], bool).T
     properties = np.array([[1, 1, 0, 0, 0, 0]], bool).T
-    got = calibrated_specialization(fires, properties, q=0.5, min_support=3)
+    rule(q=0.5, min_support=3)
+    got = calibrated_specialization(fires, properties)
     # C(3,2) C(3,0) of the C(6,2) = 15 ways to place the property: p = 3 / 15.
     np.testing.assert_allclose(got.p_value, [[0.2]])
     np.testing.assert_allclose(got.lift, [[(2 / 3) / (2 / 6)]])
     assert got.specialized.tolist() == [[True]]
-    assert not calibrated_specialization(fires, properties, q=0.5, min_support=4).specialized.any()
-    assert not calibrated_specialization(
-        fires, properties, q=0.5, min_support=3, min_lift=2.1
-    ).specialized.any()
-    assert not calibrated_specialization(fires, properties, q=0.1, min_support=3).specialized.any()
+    for stricter in (
+        {"q": 0.5, "min_support": 4},
+        {"q": 0.5, "min_support": 3, "min_lift": 2.1},
+        {"q": 0.1, "min_support": 3},
+    ):
+        rule(**stricter)
+        assert not calibrated_specialization(fires, properties).specialized.any()
 
 
 def test_adjustment_is_over_every_latent_that_fires_even_once():
@@ -211,9 +227,10 @@ def lone_table(num_samples, num_with_property, support, hits):
     ],
 )
 def test_by_default_5_samples_a_lift_of_one_and_a_half_and_5_percent_are_enough(
-    table, options, specialized
+    table, options, specialized, rule
 ):
-    assert calibrated_specialization(*lone_table(*table), **options).specialized == specialized
+    rule(**options)
+    assert calibrated_specialization(*lone_table(*table)).specialized == specialized
 
 
 def random_tables(n=400, num_latents=60, num_properties=5, seed=0):
@@ -253,13 +270,14 @@ def test_sparse_firing_equals_dense():
         np.testing.assert_array_equal(getattr(got, name), getattr(dense, name))
 
 
-def test_p_values_over_three_million_samples():
+def test_p_values_over_three_million_samples(rule):
+    rule(min_support=4)
     n, properties = 3_000_000, np.zeros((3_000_000, 2), bool)
     properties[:10, 0] = properties[2_000_000:, 1] = True
     # Latent 0 fires on 3 of the 10 samples and 2 others, latent 1 on the 4 last samples.
     rows, columns = [0, 4, 9, 10, 11, n - 4, n - 3, n - 2, n - 1], [0] * 5 + [1] * 4
     fires = sparse.csc_array((np.ones(9, bool), (rows, columns)), shape=(n, 2))
-    got = calibrated_specialization(fires, properties, min_support=4)
+    got = calibrated_specialization(fires, properties)
     at_least_3 = sum(comb(10, i) * comb(n - 10, 5 - i) for i in (3, 4, 5)) / comb(n, 5)
     all_4 = comb(1_000_000, 4) / comb(n, 4)
     np.testing.assert_allclose(got.p_value, [[at_least_3, 1], [1, all_4]], rtol=1e-9)
@@ -341,15 +359,13 @@ def test_null_rates_equal_the_rule_on_shuffled_problems():
 
 
 @pytest.mark.parametrize(
-    ("fires", "properties", "q", "message"),
+    ("fires", "properties", "message"),
     [
-        (np.ones((4, 2)), np.ones((4, 3), bool), 0.05, "fires must be a boolean matrix.*float64"),
-        (np.ones((4, 2), bool), np.ones(4, bool), 0.05, r"properties must be.*\(4,\)"),
-        (np.ones((4, 2), bool), np.ones((5, 3), bool), 0.05, "4 samples and properties has 5"),
-        (np.ones((4, 2), bool), np.ones((4, 3), bool), 1.0, r"\(0, 1\), found 1.0"),
-        (np.ones((4, 2), bool), np.ones((4, 3), bool), 0.0, r"\(0, 1\), found 0.0"),
+        (np.ones((4, 2)), np.ones((4, 3), bool), "fires must be a boolean matrix.*float64"),
+        (np.ones((4, 2), bool), np.ones(4, bool), r"properties must be.*\(4,\)"),
+        (np.ones((4, 2), bool), np.ones((5, 3), bool), "4 samples and properties has 5"),
     ],
 )
-def test_bad_input_is_named(fires, properties, q, message):
+def test_bad_input_is_named(fires, properties, message):
     with pytest.raises(ValueError, match=message):
-        calibrated_specialization(fires, properties, q=q)
+        calibrated_specialization(fires, properties)

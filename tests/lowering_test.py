@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hyperparameters import TEMPLATE, hyperparameters
 
+from sae_jax.architectures.initialization import init_params
 from sae_jax.architectures.topk import TopKSAE
 from sae_jax.metrics.evaluate import group_metrics
 from sae_jax.sweep.batches import Batches, Samples
@@ -120,7 +121,7 @@ def test_a_module_and_its_derivatives_lower_to_products_of_its_precision(
     platform, dtype, default_precision
 ):
     def values(x):
-        sae = TopKSAE.init(jax.random.key(0), D_IN, WIDTH, 4, dtype=dtype)
+        sae = TopKSAE(init_params(jax.random.key(0), D_IN, WIDTH, WIDTH), 4, dtype=dtype)
         forward = jax.jvp(sae, (x,), (x,))
         return forward, jax.grad(lambda x: jnp.sum(sae(x) ** 2))(x)
 

@@ -54,7 +54,11 @@ class Slices(Mapping[DataSlice, np.ndarray]):
 
     def __getitem__(self, data_slice: DataSlice) -> np.ndarray:
         name = self._names[data_slice]
-        array = as_float32(_as_numpy(self._sources[data_slice], name), name)
+        array = as_float32(_read(self._sources[data_slice], name), name)
+        if array.ndim != 2 or 0 in array.shape:
+            raise ValueError(
+                f"{name} has shape {array.shape}; expected [n, d_in], neither of them 0"
+            )
         bad_rows = np.flatnonzero(~np.isfinite(array).all(axis=1))
         if bad_rows.size:
             raise ValueError(
@@ -140,21 +144,11 @@ def of_slice(data_slice: DataSlice) -> str:
     return "" if layer is None else f" of layer {layer}, position {position}"
 
 
-def _as_numpy(source: Any, name: str) -> np.ndarray:
-    """Returns the array `[n, D]` that is passed or selected, also where NumPy alone would fail."""
-    if isinstance(source, Selection):
-        source = source.read()
+def _read(source: Any, name: str) -> Any:
+    """What is passed or selected, if it may be an array."""
     if isinstance(source, (str, Path, ActivationStore, Split)):
         raise ValueError(
             f"{name} is a {type(source).__name__}; expected a float array [n, d_in] or a selection,"
             " as store.select(layer=..., position=...).split().train"
         )
-    if type(source).__module__.partition(".")[0] == "torch":
-        if not source.is_floating_point():
-            raise ValueError(f"{name} has dtype {source.dtype}; expected a floating dtype")
-        # NumPy takes no bfloat16 of PyTorch's, and nothing that waits for a gradient.
-        source = source.detach().float().cpu().numpy()
-    array = np.asanyarray(source)
-    if array.ndim != 2 or 0 in array.shape:
-        raise ValueError(f"{name} has shape {array.shape}; expected [n, d_in], neither of them 0")
-    return array
+    return source.read() if isinstance(source, Selection) else source

@@ -9,14 +9,15 @@ finished mark come last.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from sae_jax.activations.arrays import as_float32
+from sae_jax.activations.durable import TEMPORARY, write_text, write_whole
 from sae_jax.activations.locks import LOCK_NAME, lock
 from sae_jax.activations.manifest import (
     MANIFEST_NAME,
@@ -31,8 +32,6 @@ from sae_jax.activations.manifest import (
 from sae_jax.activations.selection import Position
 from sae_jax.activations.store import ActivationStore, open_shard
 from sae_jax.problems import Problem, to_jsonl
-
-_TEMPORARY = ".tmp"
 
 
 @dataclass(frozen=True)
@@ -163,9 +162,9 @@ class StoreWriter:
         else:
             self._write_manifest(manifest)
         (self.path / SHARDS_NAME).mkdir(exist_ok=True)
-        for leftover in self.path.rglob(f"*{_TEMPORARY}"):
+        for leftover in self.path.rglob(f"*{TEMPORARY}"):
             leftover.unlink()
-        _write_text(self.path / PROBLEMS_NAME, to_jsonl(self.plan.problems))
+        write_text(self.path / PROBLEMS_NAME, to_jsonl(self.plan.problems))
 
     def missing_shards(self) -> list[int]:
         """Returns the indices of the shards that are still to be written."""
@@ -200,9 +199,7 @@ class StoreWriter:
                 f"{self.plan.positions[position]}, row {row} of shard {shard} is not finite in "
                 f"{self.plan.dtype}: {cure}"
             )
-        _write_atomically(
-            self.path / shard_file(shard), lambda f: np.save(f, stored, allow_pickle=False)
-        )
+        write_whole(self.path / shard_file(shard), lambda f: np.save(f, stored, allow_pickle=False))
 
     def finish(self) -> ActivationStore:
         """Adds every shard's checksum to the manifest, marks it finished and opens the store."""
@@ -219,7 +216,7 @@ class StoreWriter:
         return ActivationStore.open(self.path)
 
     def _write_manifest(self, manifest: dict[str, Any]) -> None:
-        _write_text(self.path / MANIFEST_NAME, json.dumps(manifest, indent=1) + "\n")
+        write_text(self.path / MANIFEST_NAME, json.dumps(manifest, indent=1) + "\n")
 
 
 def write_store(
@@ -307,7 +304,7 @@ def _shortened(value: Any) -> str:
 
 def _entries(root: Path) -> list[Path]:
     """Lists what the folder holds besides a lock and temporary files."""
-    return sorted(p for p in root.iterdir() if p.name != LOCK_NAME and p.suffix != _TEMPORARY)
+    return sorted(p for p in root.iterdir() if p.name != LOCK_NAME and p.suffix != TEMPORARY)
 
 
 def _remove_store(root: Path) -> None:
@@ -321,25 +318,3 @@ def _remove_store(root: Path) -> None:
         (root / SHARDS_NAME).rmdir()
     (root / PROBLEMS_NAME).unlink(missing_ok=True)
     (root / MANIFEST_NAME).unlink()
-
-
-def _write_text(file: Path, text: str) -> None:
-    _write_atomically(file, lambda stream: stream.write(text.encode()))
-
-
-def _write_atomically(file: Path, write: Callable[[BinaryIO], Any]) -> None:
-    temporary = file.with_name(file.name + _TEMPORARY)
-    try:
-        with temporary.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

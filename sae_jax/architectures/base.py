@@ -55,6 +55,8 @@ class SAE(nnx.Module):
       preset: the library whose training loss is followed, if any.
       rescaled: whether training takes latents times the norm of their decoder row; a trained SAE
         has the norms folded into its parameters.
+      prefix_bounds: what the traced sizes of nested prefixes are at most, so that products take no
+        more latents than may be in a prefix; `None` where that is not known.
       dtype: how both products are computed, a `ops.matmul.ComputeDtype`; parameters, latents
         and reconstructions are float32.
     """
@@ -63,6 +65,7 @@ class SAE(nnx.Module):
     not_per_latent: ClassVar[tuple[str, ...]] = ()
     training_only: ClassVar[tuple[str, ...]] = ()
     in_latents_units: ClassVar[tuple[str, ...]] = ()
+    prefix_bounds: tuple[int, ...] | None = None
 
     def __init__(
         self,

@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from sae_jax.architectures.batch_topk import BatchTopKSAE
 from sae_jax.architectures.losses import mse
@@ -49,14 +48,13 @@ class MatryoshkaSAE(BatchTopKSAE):
         """
         latent = jnp.arange(z.shape[1], dtype=jnp.int32)
         b_dec = self.b_dec[...][None, :]
-
-        def error_of(size: jax.Array) -> jax.Array:
-            inside = jnp.where((latent < size)[None, :], z, 0.0)
-            return mse(training_matmul(inside, w_dec, self.dtype) + b_dec, batch.target)
-
         num_prefixes = len(hyper.prefix_sizes)
+        bounds = self.prefix_bounds or (z.shape[1],) * num_prefixes
+        total = mse(y_hat, batch.target)
         # The last prefix is the whole dictionary, which is reconstructed already.
-        shorter = lax.map(error_of, hyper.prefix_sizes[:-1]) if num_prefixes > 1 else 0.0
-        total = jnp.sum(shorter) + mse(y_hat, batch.target)
+        for size, bound in zip(hyper.prefix_sizes[:-1], bounds[:-1], strict=True):
+            inside = jnp.where((latent < size)[None, :bound], z[:, :bound], 0.0)
+            x_hat = training_matmul(inside, w_dec[:bound], self.dtype) + b_dec
+            total = total + mse(x_hat, batch.target)
         weight = {"saelens": 1.0, "dictionary_learning": 1 / num_prefixes**2}
         return total * weight.get(self.preset or "", 1 / num_prefixes)

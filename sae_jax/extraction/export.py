@@ -22,7 +22,6 @@ from sae_jax.problems import Problem
 SLICE_SUFFIXES = (".npy", ".npz", ".safetensors")
 
 _ARRAY_NAME = "activations"
-_TORCH_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ROW_METADATA = ("problem_ids", "layers", "positions", "cot_sequences")
 
 
@@ -160,7 +159,7 @@ def _read_published(file: Path) -> tuple[np.ndarray, dict[str, Any]]:
             raise ValueError(
                 f"{file} has {len(activations)} activations and {found} {name}; expected one a row"
             )
-    return _as_numpy(activations, f"{file}, 'activations'"), metadata
+    return as_float32(activations, f"{file}, 'activations'"), metadata
 
 
 def _read_slice(file: Path) -> np.ndarray:
@@ -182,23 +181,11 @@ def _read_slice(file: Path) -> np.ndarray:
         raise ValueError(f"{file} is no whole {file.suffix} file: {error}") from error
     except ValueError as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
-    if isinstance(array, torch.Tensor):
-        array = _as_numpy(array, str(file))
     if array.ndim != 2:
         found = f"{array.dtype}{list(array.shape)}"
         raise ValueError(f"{file} holds {found}; expected floats [n, d_in]")
     as_float32(array[:0], str(file))
     return array
-
-
-def _as_numpy(tensor: torch.Tensor, name: str) -> np.ndarray:
-    if tensor.dtype not in _TORCH_FLOATS:
-        found = str(tensor.dtype).removeprefix("torch.")
-        raise ValueError(
-            f"{name} has dtype {found}; expected float16, bfloat16, float32 or float64"
-        )
-    tensor = tensor.detach()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _check_suffix(file: Path) -> None:

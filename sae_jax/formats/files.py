@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from sae_jax.activations.arrays import as_float32
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -46,7 +48,7 @@ def read_arrays(path: Path) -> Arrays:
     except Exception as error:  # A damaged file can fail in any way; none of them is ours.
         kind = "a NumPy archive" if is_archive else "safetensors"
         raise ValueError(f"{path} is not readable as {kind}: {error!r}") from error
-    return {name: _float32(array, f"{name} in {path}") for name, array in arrays.items()}
+    return {name: as_float32(array, f"{name} in {path}") for name, array in arrays.items()}
 
 
 def plain(content: Mapping[str, Any], where: Path) -> dict[str, Any]:
@@ -141,11 +143,3 @@ def _to_json(content: Mapping[str, Any], where: Path) -> str:
         return json.dumps(content, indent=2)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not all of it can be written as JSON: {error}") from error
-
-
-def _float32(array: Any, what: str) -> np.ndarray:
-    if not isinstance(array, np.ndarray):  # NumPy hands over other members' bytes as they are.
-        raise ValueError(f"{what} is not an array")
-    if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
-        raise ValueError(f"{what} is of type {array.dtype}; expected floats")
-    return array.astype(np.float32)

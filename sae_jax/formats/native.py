@@ -136,6 +136,12 @@ def check_holds(folder: Path, config: SAEConfig) -> None:
         raise ValueError(f"{folder} holds {there}; the sweep says {config}")
 
 
+def array_names(config: SAEConfig) -> tuple[str, ...]:
+    """Names of the arrays that a file of a config's SAE holds, as far as they are known here."""
+    kind = KINDS.get(_kind_named(config))
+    return (*PARAM_NAMES, *(kind.arrays if kind else ()))
+
+
 def _kind_named(config: SAEConfig) -> str:
     return "topk" if config.architecture in _RULES else config.architecture
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_jax.activations.arrays import as_float32
 from sae_jax.formats import files
 
 
@@ -61,9 +62,7 @@ def to_arrays(tensors: Mapping[str, Any], path: Path) -> files.Arrays:
         # Strides of zero make a few bytes look like any amount of memory.
         if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
             raise ValueError(f"{what} is of shape {tuple(tensor.shape)}, more than the file holds")
-        if not tensor.is_floating_point():
-            raise ValueError(f"{what} is of type {tensor.dtype}; expected floats")
-        arrays[name] = tensor.detach().to(torch.float32).numpy()
+        arrays[name] = as_float32(tensor, what)
     return arrays
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from sae_jax.activations.durable import TEMPORARY, flush, write_text
 from sae_jax.activations.locks import LOCK_NAME, lock
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.sweep.checksums import (
@@ -29,7 +30,6 @@ from sae_jax.sweep.checksums import (
     fingerprint,
     write_checksums,
 )
-from sae_jax.sweep.durable import flush, write_json
 from sae_jax.sweep.pace import Pace
 from sae_jax.sweep.plan import Group, Plan
 from sae_jax.sweep.result import renamed
@@ -290,8 +290,8 @@ class SweepCheckpoints:
 
 
 def _write_manifest(path: Path, identity: Mapping[str, Any], plan: Plan) -> None:
-    unfinished = path.with_suffix(".partial")
-    if {found.name for found in path.parent.iterdir()} - {LOCK_NAME, unfinished.name}:
+    ours = {LOCK_NAME, path.name + TEMPORARY}
+    if {found.name for found in path.parent.iterdir()} - ours:
         raise ValueError(f"{path.parent} is not empty and holds no {MANIFEST_NAME}")
     manifest = {
         "identity": identity,
@@ -299,7 +299,7 @@ def _write_manifest(path: Path, identity: Mapping[str, Any], plan: Plan) -> None
         "versions": _versions(),
         "layout": _LAYOUT,
     }
-    write_json(manifest, path, unfinished)
+    write_text(path, json.dumps(manifest, indent=1))
 
 
 def _checked_manifest(path: Path, identity: Mapping[str, Any]) -> tuple[Plan, str | None]:

@@ -1,14 +1,34 @@
 """From the configs of a group to what its program is given as numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from sae_jax.architectures.registry import architecture_of
 from sae_jax.architectures.training import Hyperparameters
 from sae_jax.configs import SAEConfig, TrainConfig
+
+_INTEGERS = (
+    "d_sae",
+    "k",
+    "aux_k",
+    "dead_after",
+    "sparsity_warmup_steps",
+    "warmup_steps",
+    "decay_steps",
+    "k_anneal_steps",
+)
+# All but what is not a field of a config by itself; numbers are float32 unless they count.
+_DTYPES = (
+    {
+        name: jnp.float32
+        for name in Hyperparameters._fields
+        if name not in ("prefix_sizes", "num_steps")
+    }
+    | dict.fromkeys(_INTEGERS, jnp.int32)
+    | {"seed": jnp.uint32}
+)
 
 
 def hyperparameters(
@@ -33,31 +53,13 @@ def hyperparameters(
         for config in configs
     ]
 
-    def floats(values: Iterable[float | None]) -> jax.Array:
-        return jnp.array([value or 0.0 for value in values], jnp.float32)
-
-    def integers(values: Iterable[int | None], dtype: Any = jnp.int32) -> jax.Array:
-        return jnp.array([value or 0 for value in values], dtype)
-
+    columns: dict[str, Any] = {
+        name: jnp.array([getattr(config, name) or 0 for config in configs], dtype)
+        for name, dtype in _DTYPES.items()
+    }
     num_steps = train_config.epochs * -(-num_samples // batch_size)
     return Hyperparameters(
-        seed=integers((c.seed for c in configs), jnp.uint32),
-        d_sae=integers(c.d_sae for c in configs),
-        k=integers(c.k for c in configs),
-        learning_rate=floats(c.learning_rate for c in configs),
-        aux_coefficient=floats(c.aux_coefficient for c in configs),
-        aux_k=integers(c.aux_k for c in configs),
-        dead_after=integers(c.dead_after for c in configs),
-        target_l0=floats(c.target_l0 for c in configs),
-        sparsity_coefficient=floats(c.sparsity_coefficient for c in configs),
-        sparsity_warmup_steps=integers(c.sparsity_warmup_steps for c in configs),
-        bandwidth=floats(c.bandwidth for c in configs),
-        threshold_init=floats(c.threshold_init for c in configs),
-        prefix_sizes=jnp.array([c.prefix_sizes for c in configs], jnp.int32),
-        warmup_steps=integers(c.warmup_steps for c in configs),
-        decay_steps=integers(c.decay_steps for c in configs),
-        num_steps=integers([num_steps] * len(configs)),
-        clip_norm=floats(c.clip_norm for c in configs),
-        k_anneal_steps=integers(c.k_anneal_steps for c in configs),
-        weight_average=floats(c.weight_average for c in configs),
+        **columns,
+        prefix_sizes=jnp.array([config.prefix_sizes for config in configs], jnp.int32),
+        num_steps=jnp.full(len(configs), num_steps, jnp.int32),
     )

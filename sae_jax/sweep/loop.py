@@ -152,6 +152,7 @@ def train_sweep(
                 dtype=train_config.compute_dtype,
                 kernel=group.kernel,
                 k_max=group.k_max,
+                prefix_bounds=_prefix_bounds(group_configs),
                 sequential=group.sequential,
             )
             data_slice, template = group.data_slice, program.template
@@ -164,7 +165,7 @@ def train_sweep(
                 program,
                 hyper,
                 center_of(given.x if given.y is None else given.y, template.b_dec_init),
-                _data_seed(group_configs[0], train_config),
+                train_config.data_seed_of(group_configs[0]),
                 InMemory(given.x, train_config.batch_size, placement, given.y),
                 train_config,
                 placement,
@@ -336,8 +337,10 @@ def _joined(history: Sequence[np.ndarray | jax.Array]) -> np.ndarray:
     return np.concatenate([np.asarray(losses) for losses in history])
 
 
-def _data_seed(config: SAEConfig, train_config: TrainConfig) -> int:
-    return train_config.data_seed if config.data_seed is None else config.data_seed
+def _prefix_bounds(configs: Sequence[SAEConfig]) -> tuple[int, ...] | None:
+    """The largest of the members' prefixes, one by one."""
+    sizes = zip(*(config.prefix_sizes for config in configs), strict=True)
+    return tuple(map(max, sizes)) or None
 
 
 def _members(

@@ -135,8 +135,7 @@ def plan_sweep(
     alike: dict[tuple[DataSlice, str, int, SAEConfig], list[int]] = {}
     for i, config in enumerate(configs):
         kernel = _kernel(config, data_sizes[config.data_slice][1], train_config, placement)
-        data_seed = train_config.data_seed if config.data_seed is None else config.data_seed
-        key = config.data_slice, kernel, data_seed, config.template
+        key = config.data_slice, kernel, train_config.data_seed_of(config), config.template
         alike.setdefault(key, []).append(i)
 
     groups: list[Group] = []

@@ -14,12 +14,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from sae_jax.activations.durable import write_text
 from sae_jax.activations.locks import LOCK_NAME, lock
-from sae_jax.architectures.base import PARAM_NAMES, SAE
+from sae_jax.architectures.base import SAE
 from sae_jax.architectures.registry import architecture_of
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.formats import native
-from sae_jax.sweep.durable import write_json
 from sae_jax.sweep.provenance import as_saved
 
 MANIFEST_NAME = "sweep.json"
@@ -221,7 +221,7 @@ class SweepWriter:
             "folder": name,
             "members": [self._entries[i] for i in range(len(self._entries))],
         }
-        write_json(manifest, path, self._folder / f".{MANIFEST_NAME}.partial")
+        write_text(path, json.dumps(manifest, indent=1))
         if before is not None:
             shutil.rmtree(self._folder / before)
         (self._folder / _ARRAYS_NAME_1).unlink(missing_ok=True)
@@ -270,7 +270,7 @@ def _members(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Member]:
             place = members / f"{i:05d}"
             config = SAEConfig(**entry["config"])
             native.check_holds(place, config)
-            params = _StoredParams(place / native.WEIGHTS)
+            params = _StoredParams(place / native.WEIGHTS, native.array_names(config))
             if version == 1:
                 losses, rate = arrays[f"losses_{i:05d}"], arrays[f"firing_rate_{i:05d}"]
             else:
@@ -317,11 +317,11 @@ class _StoredParams(Mapping[str, np.ndarray]):
       shapes: shape of each parameter by name.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, needed: Sequence[str]):
         self._path = path
         with safe_open(path, framework="numpy") as file:
             self.shapes = {name: file.get_slice(name).get_shape() for name in sorted(file.keys())}
-        if missing := sorted({*PARAM_NAMES} - self.shapes.keys()):
+        if missing := sorted({*needed} - self.shapes.keys()):
             raise ValueError(f"{path} lacks {missing}; it holds {list(self.shapes)}")
 
     def __getitem__(self, name: str) -> np.ndarray:

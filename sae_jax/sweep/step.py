@@ -48,6 +48,7 @@ class Program:
       dtype: how matrix products are computed.
       kernel: a key of `KERNELS`.
       k_max: at least the members' k, for the kernel on selected rows; `None` for others.
+      prefix_bounds: at least the members' `prefix_sizes`; `None` for those without prefixes.
       sequential: whether a member's epoch begins when the one before has ended, and not with
         it, in which case all members take each step side by side.
     """
@@ -57,6 +58,7 @@ class Program:
     dtype: ComputeDtype = "float32"
     kernel: str = "dense"
     k_max: int | None = None
+    prefix_bounds: tuple[int, ...] | None = None
     sequential: bool = False
 
     def bound_kernel(self) -> Kernel:
@@ -127,6 +129,7 @@ def train_step(
     def loss_of(params: Arrays) -> tuple[jax.Array, Arrays]:
         sae = merge(template, params, state.kept, hyper)
         sae.dtype = program.dtype
+        sae.prefix_bounds = program.prefix_bounds
         loss = sae.loss(batch, hyper, kernel)
         return loss, split(sae)[1]
 
