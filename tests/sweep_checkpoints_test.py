@@ -309,7 +309,7 @@ def test_what_a_killed_process_left_half_done_is_cleared(uninterrupted, finished
 
 def test_a_folder_whose_process_was_killed_at_once_is_used(uninterrupted, tmp_path):
     (tmp_path / ".lock").touch()
-    (tmp_path / "sweep.partial").write_text('{"identity"')
+    (tmp_path / "sweep.json.tmp").write_text('{"identity"')
     assert_identical(train(tmp_path), uninterrupted)
 
 

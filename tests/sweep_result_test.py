@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from random_saes import random_params
+from safetensors.numpy import load_file, save_file
 
-from sae_jax import SAEConfig, SweepResult, TrainConfig
+from sae_jax import SAEConfig, SweepResult, TrainConfig, train_sweep
 from sae_jax.formats import native
 from sae_jax.sweep.result import Member, divergence, writing_sweep
 
@@ -304,3 +305,19 @@ def test_a_passing_fault_is_no_damage(saved, monkeypatch):
     monkeypatch.setattr(Path, "read_text", fail)
     with pytest.raises(OSError, match="Input/output error"):
         SweepResult.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "own"), [("jumprelu", "threshold"), ("gated", "r_mag"), ("gated", "b_mag")]
+)
+def test_a_member_whose_file_lacks_an_array_of_its_own_is_damaged(tmp_path, architecture, own):
+    x = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+    config = SAEConfig(d_sae=8, architecture=architecture, target_l0=2.0)
+    result = train_sweep([config], x, x, TrainConfig(epochs=1), progress=False)
+    result.save(tmp_path / "sweep")
+    file = tmp_path / "sweep" / "members" / "00000" / "sae.safetensors"
+    arrays = load_file(file)
+    del arrays[own]
+    save_file(arrays, file)
+    with pytest.raises(ValueError, match=rf"lacks \['{own}'\]"):
+        SweepResult.load(tmp_path / "sweep")
