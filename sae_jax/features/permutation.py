@@ -42,9 +42,24 @@ def calibrated_null_rates(firing: Firing, properties: np.ndarray) -> np.ndarray:
     Returns:
       The rate in each of R = 20 independent shuffles, `[R]`.
     """
+    return _share_of_alive(np.any(calibrated_null_labels(firing, properties), axis=-1), firing)
+
+
+def calibrated_null_labels(firing: Firing, properties: np.ndarray) -> np.ndarray:
+    """Which latent the calibrated rule calls specialized in which property, in each shuffle.
+
+    The shuffles are the same for every SAE on these samples, so that what two SAEs share by
+    chance can be counted.
+
+    Args:
+      firing: latents of n samples.
+      properties: which sample has which property, bool `[n, P]`.
+
+    Returns:
+      The labels in each of R = 20 independent shuffles, bool `[R, F, P]`.
+    """
     hits = _shuffled_counts(firing.fires, properties)
-    found = specialization.calibrated_from_hits(hits, firing.num_fired, properties)
-    return _share_of_alive(np.any(found.specialized, axis=-1), firing)
+    return specialization.calibrated_from_hits(hits, firing.num_fired, properties).specialized
 
 
 def _shuffled_counts(belongs: sparse.csc_array, properties: np.ndarray) -> np.ndarray:

@@ -55,12 +55,17 @@ def published_scores(texts: Sequence[str]) -> dict[str, Any]:
       `operations`: percentage of texts with each operation; `values`: *number* of texts
       with each of 12, 20, 30, 50 and 100, by its digits; `total_samples`: number of texts.
     """
-    operations, values = np.split(published_marks(texts).sum(axis=0), [len(OPERATIONS)])
-    percent = _percent(operations, len(texts))
+    return scores_of_counts(published_marks(texts).sum(axis=0), len(texts))
+
+
+def scores_of_counts(counts: np.ndarray, num_texts: int) -> dict[str, Any]:
+    """`published_scores` from counts of `published_marks` over the texts, int `[9]`."""
+    operations, values = np.split(counts, [len(OPERATIONS)])
+    percent = _percent(operations, num_texts)
     return {
         "operations": dict(zip(OPERATIONS, percent.tolist(), strict=True)),
         "values": dict(zip(_VALUES, values.tolist(), strict=True)),
-        "total_samples": len(texts),
+        "total_samples": num_texts,
     }
 
 

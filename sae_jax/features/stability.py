@@ -32,7 +32,7 @@ def feature_stability(
     for name, rows in (("w_dec_a", a), ("w_dec_b", b)):
         if not np.isfinite(rows).all():
             raise ValueError(f"{name} has alive latents that are not finite; expected finite rows")
-    cosine = np.abs(_unit_rows(a) @ _unit_rows(b).T)
+    cosine = np.abs(unit_rows(a) @ unit_rows(b).T)
     best = best_back = matched = np.nan
     if cosine.size:
         best, best_back = cosine.max(axis=1).mean(), cosine.max(axis=0).mean()
@@ -92,6 +92,7 @@ def stability_by_chance(alive: Sequence[np.ndarray], d_in: int, *, seed: int) ->
     return float(np.mean(values)) if values else float("nan")
 
 
-def _unit_rows(rows: np.ndarray) -> np.ndarray:
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows `[n, D]` scaled to norm 1; those of zeros stay."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norms == 0, 1, norms)
