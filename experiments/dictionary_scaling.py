@@ -11,7 +11,8 @@ Without flags: the packaged SmolLM2-135M on generated problems. For the publishe
 first run extract_activations.py with --codi_checkpoint, then this with --activations.
 
 Writes `results.csv` (one row for each member), `results.md` (beside the published table, with
-its claims), three figures, the activations and the sweep into --output.
+its claims), three figures, `page.html` (the sweep and its latents, to open in a browser), the
+activations and the sweep into --output.
 
 Cost: 20 to 25 minutes to extract and less than ten to train 70 members on 2 CPU cores.
 Expected with the command above: 95.3 % explained variance and about a quarter of the
@@ -29,7 +30,7 @@ import sae_jax
 from sae_jax.activations.locks import lock_beside
 from sae_jax.features.scoring import score_features
 from sae_jax.ops.matmul import COMPUTE_DTYPES
-from sae_jax.report import reference
+from sae_jax.report import page, reference
 from sae_jax.report.figures import plot_firing_rates, plot_panels
 from sae_jax.report.tables import summary_table, write_csv, write_markdown
 from sae_jax.sweep.cache import use_compilation_cache
@@ -187,9 +188,13 @@ def report(rows: list[dict], result: sae_jax.SweepResult, store, split, output: 
     print(f"\n{description}\n\n{summary_table(rows)}\n")
     for claim in reference.claims(rows):
         print(f"- {claim}")
+    opened = page(
+        result, output / "page.html", val=split.val, rows=rows, title="Dictionary scaling"
+    )
     print("\nWritten:")
     for path in sorted(output.iterdir()):
         print(f"  {path}")
+    print(f"\nOpen in a browser: {opened.resolve()}")
 
 
 if __name__ == "__main__":

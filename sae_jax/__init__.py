@@ -14,6 +14,9 @@ The way of the data, which is also the order of the folders:
     report         statistics over seeds, tables and figures
 """
 
+import importlib
+from types import ModuleType
+
 from sae_jax import formats
 from sae_jax.activations.selection import Selection, Split
 from sae_jax.activations.store import ActivationStore
@@ -47,3 +50,10 @@ __all__ = [
     "side_by_side",
     "train_sweep",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`sae_jax.report`, which takes a second to import, is loaded when it is asked for."""
+    if name == "report":
+        return importlib.import_module("sae_jax.report")
+    raise AttributeError(f"module 'sae_jax' has no attribute {name!r}")

@@ -79,7 +79,9 @@ def best_cosine_by_chance(count: int, d_in: int, *, seed: int = 0) -> float:
     return float(np.abs(a @ b.T).max(axis=1).mean())
 
 
-def shared_labels(labels: Sequence[np.ndarray], matches: Sequence[Sequence[Matches]]) -> list[np.ndarray]:
+def shared_labels(
+    labels: Sequence[np.ndarray], matches: Sequence[Sequence[Matches]]
+) -> list[np.ndarray]:
     """In how many other SAEs the match of a latent has the same label, for every label.
 
     Args:
@@ -131,4 +133,3 @@ def _largest_cosines(
         latents[rows, :num_found] = from_b[best]
         cosines[rows, :num_found] = np.take_along_axis(cosine, best, 1)
     return latents, cosines
-

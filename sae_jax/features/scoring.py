@@ -54,7 +54,7 @@ def score_features(
             for i in trained:
                 if configs[i].data_slice == data_slice:
                     graphdef, arrays = nnx.split(result.sae(i))
-                    z = np.asarray(_latents(arrays, x, graphdef=graphdef))
+                    z = np.asarray(latents_of(arrays, x, graphdef=graphdef))
                     scores[i] = feature_summary(z, samples.problems)
                     bar.update()
     settings: dict[SAEConfig, list[int]] = {}
@@ -72,6 +72,6 @@ def score_features(
 
 
 @partial(jax.jit, static_argnames="graphdef")
-def _latents(arrays: Any, x: jax.Array, *, graphdef: Any) -> jax.Array:
-    """Latents `[n, F]`; compiled once for each class, dictionary size and k."""
+def latents_of(arrays: Any, x: jax.Array, *, graphdef: Any) -> jax.Array:
+    """Latents `[n, F]` of an SAE's two parts; compiled once for each class, d_sae and k."""
     return nnx.merge(graphdef, arrays).encode(x)

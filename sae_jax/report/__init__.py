@@ -1,1 +1,5 @@
-"""Tables and figures of a scored sweep; matplotlib is loaded here alone."""
+"""Tables, figures and a page of a scored sweep; matplotlib and jinja2 are loaded here alone."""
+
+from sae_jax.report.dashboard.html import page
+
+__all__ = ["page"]

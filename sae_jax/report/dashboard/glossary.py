@@ -30,7 +30,9 @@ CHANCE = {
 
 MEANINGS = {
     "d_sae": Meaning("d", "", "", "Dictionary size: number of latents of the SAE."),
-    "k": Meaning("K", "", "", "Latents kept for each sample, where the architecture keeps so many."),
+    "k": Meaning(
+        "K", "", "", "Latents kept for each sample, where the architecture keeps so many."
+    ),
     "seed": Meaning("seed", "", "", "Seed of the initialization. Seeds repeat one setting."),
     "learning_rate": Meaning("learning rate", "", "", "Learning rate of the optimizer."),
     "target_l0": Meaning(
@@ -76,7 +78,7 @@ MEANINGS = {
         "mean |z|", "", "", "Mean absolute activation of a latent that fires, in samples' units."
     ),
     "published_rate": Meaning(
-        "specialized, published",
+        "published rule",
         "%",
         "",
         "Share of the latents that fire which the published rule calls specialized. It looks at"
@@ -84,10 +86,10 @@ MEANINGS = {
         " compare it with its rate on shuffled problems.",
     ),
     "published_null": Meaning(
-        "published, shuffled", "%", "", "The published rule's rate after shuffling the problems."
+        "published, by chance", "%", "", "The published rule's rate after shuffling the problems."
     ),
     "calibrated_rate_supported": Meaning(
-        "specialized, calibrated",
+        "calibrated rule",
         "%",
         "",
         "Share, among the latents that fire on at least 5 samples, of those that fire more often"
@@ -95,10 +97,10 @@ MEANINGS = {
         " 5 %, lift of at least 1.5).",
     ),
     "calibrated_rate": Meaning(
-        "calibrated, of alive", "%", "", "The calibrated rule's rate among all alive latents."
+        "calibrated, of all alive", "%", "", "The calibrated rule's rate among all alive latents."
     ),
     "calibrated_null": Meaning(
-        "calibrated, shuffled", "%", "", "The calibrated rule's rate after shuffling the problems."
+        "calibrated, by chance", "%", "", "The calibrated rule's rate after shuffling the problems."
     ),
     "num_singletons": Meaning(
         "singletons", "latents", "", "Latents that fire on one validation sample alone."

@@ -47,14 +47,10 @@ def overview(result: SweepResult, rows: Rows) -> dict[str, Any]:
                 [_stability_by_chance(result, [indices[id(row)] for row in members])]
             )[0],
         }
-        for members, summary in zip(
-            by_setting(rows), summarize_rows(rows, measured), strict=True
-        )
+        for members, summary in zip(by_setting(rows), summarize_rows(rows, measured), strict=True)
     ]
     return {
-        "columns": {
-            name: numbers([_plain(row[name]) for row in rows], digits=6) for name in names
-        },
+        "columns": {name: numbers([_plain(row[name]) for row in rows], digits=6) for name in names},
         "fields": fields,
         "shown_fields": shown_fields(rows),
         "settings": settings,

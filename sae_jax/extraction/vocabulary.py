@@ -1,0 +1,29 @@
+"""Tokens of a language model, and how their logits are read from a hidden state."""
+
+import numpy as np
+import torch
+
+from sae_jax.extraction.language_model import LanguageModel
+
+
+@torch.inference_mode()
+def tokens_and_unembedding(model: LanguageModel) -> tuple[list[str], np.ndarray]:
+    """The text of each token, and the row by which its logit is read, float32 `[V, d_in]`.
+
+    Where an RMS norm comes before the output embedding, its weights are multiplied into the rows,
+    so that they fit a hidden state that is only divided by its size.
+
+    Raises:
+      ValueError: if the model has no output embedding.
+    """
+    embedding = model.causal_lm.get_output_embeddings()
+    if embedding is None:
+        raise ValueError(f"{model.name} has no output embedding to read tokens by")
+    rows = embedding.weight.detach().float().cpu()
+    norm = getattr(model.decoder, "norm", None)
+    if norm is not None and "RMS" in type(norm).__name__:
+        # Of ones, whose size is 1, an RMS norm makes its weights, however it keeps them.
+        ones = torch.ones(1, model.d_in, device=model.device, dtype=embedding.weight.dtype)
+        rows = rows * norm(ones).float().cpu()
+    tokens = model.tokenizer.batch_decode([[i] for i in range(len(rows))])
+    return tokens, rows.numpy()

@@ -1,0 +1,50 @@
+// Opens the page: the sweep's table first, then whatever the address names.
+
+/** Says what a column means, in a dialog. */
+function explain(column) {
+  const dialog = document.getElementById("meaning");
+  dialog.replaceChildren(
+    element("h2", {}, column.title, column.unit ? ` [${column.unit}]` : ""),
+    element("p", {}, column.meaning || "No more is known of this column than its name."),
+    element("p.note", {}, `Column ${column.name}. ${{ up: "Higher is better.", down: "Lower is better." }[column.better] ?? ""}`),
+    element("form", { method: "dialog" }, element("button", {}, "Close")),
+  );
+  dialog.showModal();
+}
+
+function fillGlossary(root, columns) {
+  const known = columns.filter((column) => column.meaning);
+  root.append(element("h2", {}, "What the numbers mean"),
+    element("p", {}, "Metrics are taken on validation samples, which no SAE was trained on. An interval is 95 % of Student's t over seeds; that of stability, a score of pairs of seeds, is a jackknife."),
+    element("dl.glossary", {}, known.flatMap((column) => [element("dt", {}, `${column.title}${column.unit ? ` [${column.unit}]` : ""} `, element("code", {}, column.name)), element("dd", {}, column.meaning, { up: " Higher is better.", down: " Lower is better." }[column.better] ?? "")])));
+}
+
+async function start() {
+  const [sweep, index] = await Promise.all([data("sweep"), data("latents")]);
+  const sections = Object.fromEntries(["sweep", "latents", "glossary"].map((name) => [name, document.getElementById(name)]));
+  const sweepView = new SweepView(sections.sweep, sweep, index.members);
+  const latentsView = new LatentsView(sections.latents, sweepView, index);
+  fillGlossary(sections.glossary, sweepView.all);
+
+  const show = async () => {
+    const { view, query } = place();
+    for (const [name, section] of Object.entries(sections)) section.hidden = name !== view;
+    for (const link of document.querySelectorAll("nav a")) {
+      if (link.dataset.view === view) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+    if (view === "sweep") sweepView.update(query);
+    if (view === "latents") await latentsView.update(query);
+    document.body.dataset.ready = location.hash || "#";
+  };
+  const themes = matchMedia("(prefers-color-scheme: dark)");
+  document.getElementById("theme").addEventListener("click", () => {
+    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+    sweepView.draw();
+  });
+  themes.addEventListener("change", () => sweepView.draw());
+  addEventListener("hashchange", show);
+  await show();
+}
+
+start();
