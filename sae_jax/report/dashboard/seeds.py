@@ -67,8 +67,9 @@ def shared_by_seeds(
       together; `shared`, those among them whose match in another seed has it too;
       `labeled_shuffled` and `shared_shuffled`, the same after shuffling the problems, means of
       20; `shared_dealt`, the shared ones if each seed's labels are dealt anew among its latents
-      that fire, the mean of 200; and `p_value`, the share of deals that reach `shared`, itself
-      counted.
+      that fire, the mean of 200; `p_value`, the share of deals that reach `shared`, itself
+      counted; and `cosine`, the mean over the shared ones of the largest absolute cosine of a
+      match, NaN if there are none.
     """
     matches = [
         [{r.member: r.matches for r in related[a]}.get(b, _NOTHING) for b in members]
@@ -94,6 +95,7 @@ def shared_by_seeds(
         "labeled_shuffled": _sum(null_labels) / len(null_labels[0]),
         "shared_shuffled": _count(shared_null) / len(null_labels[0]),
         "shared_dealt": deals.mean(axis=0),
+        "cosine": _mean_cosine(shared, matches),
         "p_value": (1 + (deals >= counted).sum(axis=0)) / (1 + NUM_DEALS),
     }
     return (
@@ -132,6 +134,16 @@ def _dealt(
         new[fires] = own[rng.permutation(np.flatnonzero(fires))]
         dealt.append(new)
     return dealt
+
+
+def _mean_cosine(shared: Sequence[np.ndarray], matches: Sequence[Sequence[Matches]]) -> np.ndarray:
+    """Mean over the shared latents of each property of their largest absolute cosine, `[P]`."""
+    total = np.zeros(shared[0].shape[-1])
+    for a, own in enumerate(shared):
+        cosines = [np.abs(of.cosine) for b, of in enumerate(matches[a]) if b != a]
+        total += np.where(own > 0, np.max(np.nan_to_num(cosines), axis=0)[:, None], 0).sum(axis=0)
+    count = _count(shared)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _sum(labels: Sequence[np.ndarray]) -> np.ndarray:

@@ -20,7 +20,7 @@ function button(label, onclick, properties = {}) {
 
 function select(label, options, value, onchange) {
   const list = options.map(([of, text]) => element("option", { value: String(of) }, text));
-  const made = element("select", { onchange: () => onchange(made.value) }, list);
+  const made = element("select", { "aria-label": label, onchange: () => onchange(made.value) }, list);
   made.value = String(value);
   return element("label.field", {}, element("span", {}, label), made);
 }

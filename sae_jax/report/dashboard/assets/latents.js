@@ -94,16 +94,16 @@ class LatentsView {
     const order = d3.range(this.samples.names.length).sort((a, b) => found.shared[b] - found.shared[a] || found.labeled[b] - found.labeled[a]);
     const rows = order.filter((p) => found.labeled[p] > 0).map((p) => element("tr", {},
       element("td", {}, button(this.samples.names[p], () => go({ label: this.samples.names[p], sort: "shared", down: 1 }), { className: "link" })),
-      ...["labeled", "labeled_shuffled", "shared", "shared_shuffled", "shared_dealt", "p_value"].map((name) => element(name === "shared" ? "td.number.main" : "td.number", {}, shown(found[name][p]))),
+      ...["labeled", "labeled_shuffled", "shared", "shared_shuffled", "shared_dealt", "p_value", "cosine"].map((name) => element(name === "shared" ? "td.number.main" : "td.number", {}, shown(found[name][p]))),
     ));
-    const head = element("tr", {}, [["property", ""], ["labeled", "Latents with the label, all seeds together"], ["by chance: problems shuffled", "The same after shuffling the problems, mean of 20"], ["shared with another seed", "Those whose most similar latent in another seed has the label too"], ["by chance: problems shuffled", "The same after shuffling the problems, mean of 20"], ["by chance: labels dealt anew", "Each seed's labels dealt anew among its latents that fire, mean of 200"], ["p", "Share of the deals that reach the number found, itself counted"]].map(([text, title]) => element("th", { title }, text)));
+    const head = element("tr", {}, [["property", ""], ["labeled", "Latents with the label, all seeds together"], ["by chance: problems shuffled", "The same after shuffling the problems, mean of 20"], ["shared with another seed", "Those whose most similar latent in another seed has the label too"], ["by chance: problems shuffled", "The same after shuffling the problems, mean of 20"], ["by chance: labels dealt anew", "Each seed's labels dealt anew among its latents that fire, mean of 200"], ["p", "Share of the deals that reach the number found, itself counted"], ["mean |cosine| of the shared", "Of the decoder rows of each shared latent and the most similar one of another seed"]].map(([text, title]) => element("th", { title }, text)));
     const none = order.filter((p) => found.labeled[p] === 0).map((p) => this.samples.names[p]);
     const content = rows.length && element("div.wide", {}, element("table.plain", {}, element("thead", {}, head), element("tbody", {}, rows)));
     const summary = `Labels shared by the ${found.members.length} seeds of this setting, beside chance`;
     this.seeds.replaceChildren(
       element("details.seeds", { open: this.seedsOpen ?? true, ontoggle: (event) => { this.seedsOpen = event.target.open; } }, element("summary", {}, summary), content || null,
         none.length ? element("p", {}, `No latent of these seeds has the label ${none.join(", ")}.`) : null,
-        element("p.note", {}, "A latent counts as shared if the latent of another seed with the most similar decoder row has the same label. Click a property to list its latents, the shared ones first.")),
+        element("p.note", {}, `A latent counts as shared if the latent of another seed with the most similar decoder row has the same label; the best of as many random directions has a cosine of ${shown(this.index.cosine_by_chance[this.member])}. Click a property to list its latents, the shared ones first.`)),
       this.index.seeds.length > 1 ? this.allSettings() : "");
   }
 

@@ -35,6 +35,7 @@ async function start() {
     }
     if (view === "sweep") sweepView.update(query);
     if (view === "latents") await latentsView.update(query);
+    performance.mark("shown");
     document.body.dataset.ready = location.hash || "#";
   };
   const themes = matchMedia("(prefers-color-scheme: dark)");

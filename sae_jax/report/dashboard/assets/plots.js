@@ -10,6 +10,7 @@ function frame(width, options) {
     marginBottom: 40,
     style: { background: "transparent", color: "currentColor", fontSize: "12px" },
     grid: true,
+    r: { type: "identity" },
     ...options,
   });
 }
@@ -23,10 +24,10 @@ function axis(values, label) {
   return { type: log ? "log" : "linear", label, nice: !log, inset: 12, ...(ticks.length <= 8 ? { ticks, tickFormat: (value) => shown(value) } : log ? { ticks: 4, tickFormat: "~s" } : { ticks: 6 }) };
 }
 
-function clickable(svg, mark, points, onPoint) {
-  d3.select(svg).selectAll(`.${mark} circle`)
-    .style("cursor", "pointer")
-    .on("click", (event, i) => onPoint(points[i], event));
+/** Hands a click to `onPoint` with the point whose tip is shown, which is the nearest. */
+function clickable(svg, onPoint) {
+  svg.addEventListener("click", (event) => svg.value && onPoint(svg.value, event));
+  svg.style.cursor = "pointer";
   return svg;
 }
 
@@ -48,7 +49,7 @@ function paretoPlot(width, members, frontier, color, chosen, onPoint) {
       Plot.tip(members, Plot.pointer({ x: "l0", y: "fvu", title: "title" })),
     ],
   });
-  return clickable(svg, "members", members, onPoint);
+  return clickable(svg, onPoint);
 }
 
 /** One column against d_sae or K: means over seeds, 95 % intervals, and the chance level. */
@@ -71,7 +72,7 @@ function panelPlot(width, points, column, xName, xTitle, color, chosen, onPoint)
       Plot.tip(points, Plot.pointer({ x: "x", y: "mean", title: "title" })),
     ],
   });
-  return clickable(svg, "settings", points, onPoint);
+  return clickable(svg, onPoint);
 }
 
 function lossPlot(width, curves, color) {
@@ -103,8 +104,7 @@ function slicePlot(width, cells, column, onCell) {
       Plot.tip(cells, Plot.pointer({ x: "position", y: "layer", title: "title" })),
     ],
   });
-  d3.select(svg).selectAll(".slices rect").style("cursor", "pointer").on("click", (event, i) => onCell(cells[i]));
-  return svg;
+  return clickable(svg, onCell);
 }
 
 function histogramPlot(width, low, high, counts) {
