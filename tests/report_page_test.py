@@ -189,7 +189,9 @@ def test_several_samples_of_a_problem_show_as_one_with_a_strip(tmp_path):
     problems, x = planted.problems(), planted.activations()
     tokens = np.stack([x / 2, x], axis=1).reshape(-1, planted.D_IN)
     counts = [2] * len(problems)
-    plan = StorePlan("tiny", [3], ["all"], planted.D_IN, problems, rows_per_problem=counts)
+    plan = StorePlan(
+        "tiny", [3], ["all"], planted.D_IN, problems, dtype="float32", rows_per_problem=counts
+    )
     writer = StoreWriter(tmp_path / "store", plan)
     (tmp_path / "store").mkdir()
     writer.prepare()
@@ -198,7 +200,10 @@ def test_several_samples_of_a_problem_show_as_one_with_a_strip(tmp_path):
     config = sae_jax.SAEConfig(d_sae=8, k=2, layer=3, position="all", architecture="topk")
     made, z = planted.member(config, tokens, planted.order_of(0))
     result = sae_jax.SweepResult([made], sae_jax.TrainConfig())
-    member = blocks(sae_jax.report.page(result, tmp_path / "page.html", val=val))["member-0"]
+    tokens = {problem.id: ["one", " two"] for problem in problems}
+    found = blocks(sae_jax.report.page(result, tmp_path / "page.html", val=val, tokens=tokens))
+    member = found["member-0"]
+    assert found["slice-0"]["tokens"][0] == ["one", " two"]
     latent = latent_of(0, planted.DIVISION)
     assert member["support"][latent] == 60
     first, end = member["start"][latent : latent + 2]

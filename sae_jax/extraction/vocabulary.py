@@ -1,9 +1,12 @@
-"""Tokens of a language model, and how their logits are read from a hidden state."""
+"""Tokens of a language model and of problems, and how their logits are read from a hidden state."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from sae_jax.extraction.language_model import LanguageModel
+from sae_jax.problems import Problem
 
 
 @torch.inference_mode()
@@ -27,3 +30,17 @@ def tokens_and_unembedding(model: LanguageModel) -> tuple[list[str], np.ndarray]
         rows = rows * norm(ones).float().cpu()
     tokens = model.tokenizer.batch_decode([[i] for i in range(len(rows))])
     return tokens, rows.numpy()
+
+
+def tokens_of_problems(model: LanguageModel, problems: Sequence[Problem]) -> dict[str, list[str]]:
+    """The text of each token of the questions, by problem id, as `extract` at "all" reads them.
+
+    Raises:
+      ValueError: if a question has no tokens, or more than the model can read.
+    """
+    distinct = list({problem.id: problem for problem in problems}.values())
+    prompts = model.prompts(distinct, templates=False)
+    return {
+        problem.id: model.tokenizer.batch_decode([[i] for i in ids])
+        for problem, ids in zip(distinct, prompts, strict=True)
+    }

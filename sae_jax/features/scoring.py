@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from scipy import sparse
 from tqdm import tqdm
 
 from sae_jax.activations.selection import Selection
@@ -69,6 +70,24 @@ def score_features(
             scores[i] |= scored
     columns = dict.fromkeys(name for scored in scores.values() for name in scored)
     return [row | scores.get(i, columns) for i, row in enumerate(result.table())]
+
+
+# Samples that are encoded at a time where all of them need not fit memory.
+_BLOCK = 1024
+
+
+def sparse_latents(sae: Any, x: np.ndarray) -> sparse.csc_array:
+    """Latents `[n, F]`, encoded by blocks of samples."""
+    graphdef, arrays = nnx.split(sae)
+    blocks = []
+    for start in range(0, len(x), _BLOCK):
+        block = x[start : start + _BLOCK]
+        # Padded, since a last block of another size would compile anew.
+        full = np.zeros((min(_BLOCK, len(x)), x.shape[1]), x.dtype)
+        full[: len(block)] = block
+        z = np.asarray(latents_of(arrays, full, graphdef=graphdef))
+        blocks.append(sparse.csr_array(z[: len(block)]))
+    return sparse.csc_array(sparse.vstack(blocks))
 
 
 @partial(jax.jit, static_argnames="graphdef")

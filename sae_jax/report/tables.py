@@ -1,4 +1,4 @@
-"""Tables of a scored sweep: CSV for programs, Markdown for people."""
+"""Tables of a scored sweep: CSV and Parquet for programs, Markdown for people."""
 
 import csv
 from pathlib import Path
@@ -41,6 +41,27 @@ def write_csv(rows: Rows, path: Path) -> None:
         if rows:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def write_parquet(rows: Rows, path: Path) -> None:
+    """Writes the rows as one Parquet table, which keeps numbers, truths and missing values.
+
+    A column that holds words beside numbers, as positions may, becomes one of words.
+
+    Raises:
+      ValueError: if there are no rows, and therefore no columns.
+    """
+    # Of the report extra, and large.
+    import pyarrow
+    from pyarrow import parquet
+
+    if not rows:
+        raise ValueError("there are no rows to write; expected one for each member")
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    for name, values in columns.items():
+        if len({isinstance(value, str) for value in values if value is not None}) > 1:
+            columns[name] = [None if value is None else str(value) for value in values]
+    parquet.write_table(pyarrow.table(columns), path)
 
 
 def summary_table(rows: Rows) -> str:

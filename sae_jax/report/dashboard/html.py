@@ -14,10 +14,11 @@ from sae_jax.activations.slices import DataSlice
 from sae_jax.configs import SAEConfig
 from sae_jax.features.logit_lens import Vocabulary
 from sae_jax.features.matching import best_cosine_by_chance
-from sae_jax.report.dashboard.latents import Described, Samples, describe
+from sae_jax.report.dashboard.latents import Described, describe
 from sae_jax.report.dashboard.overview import overview
 from sae_jax.report.dashboard.pack import numbers, packed
 from sae_jax.report.dashboard.seeds import Relation, relations, shared_by_seeds
+from sae_jax.report.samples import Samples
 from sae_jax.report.statistics import Rows
 from sae_jax.sweep.result import SweepResult
 
@@ -37,6 +38,7 @@ def page(
     rows: Rows | None = None,
     members: Sequence[int] | None = None,
     vocabulary: Vocabulary | None = None,
+    tokens: Mapping[str, Sequence[str]] | None = None,
     effects: Mapping[int, np.ndarray] | None = None,
     title: str = "Sweep",
 ) -> Path:
@@ -54,6 +56,8 @@ def page(
       members: indices of the members whose latents to show. Unless named they are as many
         settings, all seeds of each, as have 25,000 latents together.
       vocabulary: tokens and unembedding of the model, to show which tokens a latent speaks for.
+      tokens: for samples that are tokens, the text of each problem's, by its id; activations are
+        then shown on them.
       effects: for members by index, the effect of each latent's ablation on the model, such as
         the mean of `patching.causal_effect` in nats, `[F]`; NaN where it was not measured.
       title: heading of the page.
@@ -63,8 +67,8 @@ def page(
 
     Raises:
       ValueError: if the sweep has no members; rows are not one for each; `members` are not of
-        the sweep, diverged, or have no validation samples; `effects` are of another length; or the
-        vocabulary is of another width.
+        the sweep, diverged, or have no validation samples; `effects` or tokens are of another
+        length; or the vocabulary is of another width.
     """
     rows = result.table() if rows is None else rows
     if not rows or len(rows) != len(result):
@@ -76,7 +80,7 @@ def page(
     chosen = _chosen(result, members, by_slice)
     _check_effects(result, effects or {})
     data = {"sweep": overview(result, rows)} | _latents(
-        result, chosen, by_slice, vocabulary, effects or {}
+        result, chosen, by_slice, vocabulary, tokens, effects or {}
     )
     text = _rendered(title, {name: packed(value) for name, value in data.items()})
     Path(path).write_text(text, encoding="utf-8")
@@ -127,11 +131,12 @@ def _latents(
     chosen: Sequence[int],
     by_slice: Mapping[DataSlice, Selection],
     vocabulary: Vocabulary | None,
+    tokens: Mapping[str, Sequence[str]] | None,
     effects: Mapping[int, np.ndarray],
 ) -> dict[str, Any]:
     """Data of the latents by name: the problems of each slice, each member, and the seeds."""
     slices = {
-        data_slice: Samples(by_slice[data_slice])
+        data_slice: Samples(by_slice[data_slice], tokens)
         for data_slice in dict.fromkeys(result.configs[i].data_slice for i in chosen)
     }
     described: dict[int, Described] = {

@@ -4,73 +4,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 from scipy import sparse
 
-from sae_jax.activations.selection import Selection
 from sae_jax.features import permutation, specialization
 from sae_jax.features.ablation import fvu_without
 from sae_jax.features.examples import examples, histograms
 from sae_jax.features.firing import Firing
 from sae_jax.features.logit_lens import Vocabulary, logit_lens
 from sae_jax.features.matching import nearest_latents
-from sae_jax.features.properties import property_matrix
-from sae_jax.features.scoring import latents_of
-from sae_jax.problems import Problem
+from sae_jax.features.scoring import sparse_latents
 from sae_jax.report.dashboard.pack import numbers
+from sae_jax.report.samples import Samples
 from sae_jax.sweep.result import Member
 
 NUM_NEIGHBORS = 5
 _BLOCK = 1024
 # The strength of a sample beside the strongest of its latent, in one character.
 _NUM_LEVELS = 9
-
-
-class Samples:
-    """The validation samples of one data slice, with what their problems hold.
-
-    Attributes:
-      x: activations, float32 `[n, D]`.
-      problems: the P distinct problems, in order of their first sample.
-      problem_of_sample: index of each sample's problem, int `[n]`.
-      properties: which sample has which property, bool `[n, P]`.
-      names: names of the properties.
-      texts: text of each sample that the published rule reads.
-    """
-
-    def __init__(self, selection: Selection):
-        self.x = selection.read()
-        index: dict[str, int] = {}
-        of_sample = selection.problems
-        self.problem_of_sample = np.array(
-            [index.setdefault(problem.id, len(index)) for problem in of_sample]
-        )
-        _, first = np.unique(self.problem_of_sample, return_index=True)
-        self.problems = [of_sample[i] for i in first]
-        of_problem, self.names = property_matrix(self.problems)
-        self.properties = of_problem[self.problem_of_sample]
-        texts = [" | ".join(problem.steps) for problem in self.problems]
-        self.texts = [texts[i] for i in self.problem_of_sample]
-
-    def shown(self) -> dict[str, Any]:
-        """The problems, with the properties of each step, and the samples of each problem."""
-        steps = [step for problem in self.problems for step in problem.steps]
-        held, _ = property_matrix([Problem(step, "", steps=(step,)) for step in steps])
-        of_step = iter([np.flatnonzero(row).tolist() for row in held])
-        return {
-            "names": self.names,
-            "share": numbers(self.properties.mean(axis=0)),
-            "problems": [
-                [
-                    problem.id,
-                    problem.question,
-                    problem.answer,
-                    [[step, next(of_step)] for step in problem.steps],
-                ]
-                for problem in self.problems
-            ],
-            "problem_of_sample": self.problem_of_sample.tolist(),
-        }
 
 
 class Described(NamedTuple):
@@ -105,7 +55,7 @@ def describe(
       effect: effect of each latent's ablation on the model, `[F]`, NaN where it was not measured.
     """
     sae = member.sae()
-    z = _sparse_latents(sae, samples.x)
+    z = sparse_latents(sae, samples.x)
     firing = Firing(z)
     w_dec = np.asarray(member.params["w_dec"])
     top, histogram = examples(firing.z, samples.problem_of_sample), histograms(firing.z)
@@ -135,7 +85,7 @@ def describe(
         "z": numbers(top.activation, 3),
         "quantile": numbers(top.quantile),
     }
-    if len(samples.problems) < len(samples.x):
+    if samples.are_tokens:
         shown["strips"] = _strips(firing.z, top.start, top.sample, samples.problem_of_sample)
     if effect is not None:
         shown["effect"] = numbers(np.asarray(effect, np.float64), 3)
@@ -147,20 +97,6 @@ def describe(
         permutation.calibrated_null_labels(firing, samples.properties),
         firing.alive,
     )
-
-
-def _sparse_latents(sae: Any, x: np.ndarray) -> sparse.csc_array:
-    """Latents `[n, F]`, encoded by blocks of samples."""
-    graphdef, arrays = nnx.split(sae)
-    blocks = []
-    for start in range(0, len(x), _BLOCK):
-        block = x[start : start + _BLOCK]
-        # Padded, since a last block of another size would compile anew.
-        full = np.zeros((min(_BLOCK, len(x)), x.shape[1]), x.dtype)
-        full[: len(block)] = block
-        z = np.asarray(latents_of(arrays, full, graphdef=graphdef))
-        blocks.append(sparse.csr_array(z[: len(block)]))
-    return sparse.csc_array(sparse.vstack(blocks))
 
 
 def _published(firing: Firing, texts: Sequence[str]) -> list[str]:

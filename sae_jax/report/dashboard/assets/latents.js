@@ -96,21 +96,21 @@ class LatentsView {
       element("td", {}, button(this.samples.names[p], () => go({ label: this.samples.names[p], sort: "shared", down: 1 }), { className: "link" })),
       ...["labeled", "labeled_shuffled", "shared", "shared_shuffled", "shared_dealt", "p_value", "cosine"].map((name) => element(name === "shared" ? "td.number.main" : "td.number", {}, shown(found[name][p]))),
     ));
-    const head = element("tr", {}, [["property", ""], ["labeled", "Latents with the label, all seeds together"], ["by chance: problems shuffled", "The same after shuffling the problems, mean of 20"], ["shared with another seed", "Those whose most similar latent in another seed has the label too"], ["by chance: problems shuffled", "The same after shuffling the problems, mean of 20"], ["by chance: labels dealt anew", "Each seed's labels dealt anew among its latents that fire, mean of 200"], ["p", "Share of the deals that reach the number found, itself counted"], ["mean |cosine| of the shared", "Of the decoder rows of each shared latent and the most similar one of another seed"]].map(([text, title]) => element("th", { title }, text)));
+    const head = element("tr", {}, [["property", ""], ["labeled", "Latents with the label, all seeds together"], ["by chance, shuffled", "The same after shuffling the problems, mean of 20"], ["shared by seeds", "Those whose most similar latent in another seed has the label too"], ["by chance, shuffled", "The same after shuffling the problems, mean of 20"], ["by chance, dealt", "Each seed's labels dealt anew among its latents that fire, mean of 200"], ["p", "Share of the deals that reach the number found, itself counted"], ["mean |cosine|", "Of the decoder rows of each shared latent and the most similar one of another seed"]].map(([text, title], n) => element(n ? "th.number" : "th", { title }, text)));
     const none = order.filter((p) => found.labeled[p] === 0).map((p) => this.samples.names[p]);
     const content = rows.length && element("div.wide", {}, element("table.plain", {}, element("thead", {}, head), element("tbody", {}, rows)));
     const summary = `Labels shared by the ${found.members.length} seeds of this setting, beside chance`;
     this.seeds.replaceChildren(
       element("details.seeds", { open: this.seedsOpen ?? true, ontoggle: (event) => { this.seedsOpen = event.target.open; } }, element("summary", {}, summary), content || null,
         none.length ? element("p", {}, `No latent of these seeds has the label ${none.join(", ")}.`) : null,
-        element("p.note", {}, `A latent counts as shared if the latent of another seed with the most similar decoder row has the same label; the best of as many random directions has a cosine of ${shown(this.index.cosine_by_chance[this.member])}. Click a property to list its latents, the shared ones first.`)),
+        element("p.note", {}, `Chance: the labels of shuffled problems, or of each seed dealt anew among its latents that fire. A latent counts as shared if the latent of another seed with the most similar decoder row has the same label; the best of as many random directions has a cosine of ${shown(this.index.cosine_by_chance[this.member])}. Click a property to list its latents, the shared ones first.`)),
       this.index.seeds.length > 1 ? this.allSettings() : "");
   }
 
   /** Shared and labeled latents of every setting with several seeds on this page. */
   allSettings() {
     const { names } = this.samples;
-    const head = element("tr", {}, element("th", {}, "setting"), names.map((name) => element("th", {}, name)));
+    const head = element("tr", {}, element("th", {}, "setting"), names.map((name) => element("th.number", {}, name)));
     const rows = this.index.seeds.map((of) => element("tr", {},
       element("td", {}, this.sweepView.name(of.members[0], this.sweepView.sweep.shown_fields)),
       names.map((name, p) => element("td.number", {}, of.labeled[p]
@@ -210,7 +210,7 @@ class LatentsView {
     const matches = this.latents.matches.filter((match) => match.latent[i] >= 0).map((match) => row(this.sweepView.name(match.member, match.kind === "seed" ? ["seed"] : ["d_sae", "seed"]), match.member, match.latent[i], match.cosine[i]));
     const count = this.latents.near.length / this.count;
     const neighbors = d3.range(i * count, (i + 1) * count).filter((n) => this.latents.near[n] >= 0).map((n) => row("this SAE", this.member, this.latents.near[n], this.latents.near_cosine[n]));
-    const table = (title, rows) => (rows.length ? element("div", {}, element("h3", {}, title), element("table.plain", {}, element("tr", {}, ["in", "latent", "cosine"].map((text) => element("th", {}, text))), rows)) : null);
+    const table = (title, rows) => (rows.length ? element("div", {}, element("h3", {}, title), element("table.plain", {}, element("tr", {}, ["in", "latent", "cosine"].map((text) => element(text === "cosine" ? "th.number" : "th", {}, text))), rows)) : null);
     return element("section", {}, element("div.pair", {}, table("The same latent elsewhere", matches), table("Nearest neighbors", neighbors)), element("p.note", {}, `Cosines of decoder rows. Chance: the best of as many random directions has ${shown(chance)}. SAEs of one seed start from the same rows, which a latent that hardly ever fires keeps.`));
   }
 
@@ -231,7 +231,12 @@ class LatentsView {
       const names = held.filter((p) => marked.has(p)).map((p) => this.samples.names[p]);
       return element(names.length ? "code.step.held" : "code.step", { title: names.join(", ") }, step);
     });
-    const strip = strips ? element("div.strip", { title: "strength on each sample of the problem" }, [...strips[n]].map((level) => { const cell = element("i"); cell.style.setProperty("--strength", `${Math.round((100 * level) / 9)}%`); return cell; })) : null;
+    const tokens = strips && this.samples.tokens?.[this.samples.problem_of_sample[sample[n]]];
+    if (tokens) {
+      text.classList.add("tokens");
+      text.replaceChildren(...tokens.map((token, at) => { const span = element("span.token", { title: `strength ${strips[n][at]} of 9` }, token); span.style.setProperty("--strength", `${Math.round((100 * strips[n][at]) / 9)}%`); return span; }));
+    }
+    const strip = strips && !tokens ? element("div.strip", { title: "strength on each sample of the problem" }, [...strips[n]].map((level) => { const cell = element("i"); cell.style.setProperty("--strength", `${Math.round((100 * level) / 9)}%`); return cell; })) : null;
     return element("div.example", {}, element("div.activation", {}, element("strong", {}, `z = ${shown(z[n])}`), element("span", {}, id)), text, strip, element("div.steps", {}, chips, answer ? element("span", {}, `answer ${answer}`) : null));
   }
 

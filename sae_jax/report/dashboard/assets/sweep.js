@@ -184,7 +184,7 @@ class SweepView {
       element("td.number", {}, withInterval(setting.summaries.fvu, "%")),
       element("td.number", {}, shown(setting.summaries.l0[0])),
       element("td.number", {}, String(setting.summaries.fvu[2]))));
-    const head = element("tr", {}, ["setting", "fvu", "L0", "seeds"].map((text) => element("th", {}, text)));
+    const head = element("tr", {}, ["setting", "fvu", "L0", "seeds"].map((text, n) => element(n ? "th.number" : "th", {}, text)));
     this.best.replaceChildren(near.length ? element("table.plain", {}, head, rows) : "No setting has this L0.");
   }
 
