@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from sae_jax.activations.slices import ActivationData, DataSlice, of_slice
 from sae_jax.architectures.functional import folded
@@ -21,11 +20,13 @@ from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.metrics.evaluate import evaluate_group
 from sae_jax.sweep.batches import BatchSource, InMemory
 from sae_jax.sweep.checkpoints import GroupCheckpoints, SweepCheckpoints
+from sae_jax.sweep.events import Announcer, Callback
 from sae_jax.sweep.hyperparameters import hyperparameters
 from sae_jax.sweep.normalization import center_of, mean_and_scale
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import Group, Plan, plan_sweep
 from sae_jax.sweep.preemption import Preempted, preemption_notice
+from sae_jax.sweep.progress import shown_progress
 from sae_jax.sweep.provenance import described
 from sae_jax.sweep.result import (
     Member,
@@ -59,6 +60,7 @@ def train_sweep(
     overwrite: bool = False,
     data: Mapping[str, Any] | None = None,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> SweepResult:
     """Trains every member and scores it on the validation samples.
 
@@ -96,7 +98,9 @@ def train_sweep(
       overwrite: whether to replace a sweep in `output`.
       data: JSON values that say where the activations came from, kept with the result beside
         what selections say of themselves.
-      progress: whether to show a progress bar.
+      progress: whether to show progress: a bar on a terminal, else one line an epoch.
+      callbacks: functions of an `Event`, such as `tensorboard.log_to` gives; what they raise
+        ends the sweep.
 
     Returns:
       The trained members in the order of `configs`.
@@ -135,16 +139,20 @@ def train_sweep(
             )
             plan = checkpoints.plan
             preempted = stack.enter_context(preemption_notice())
-        bar = stack.enter_context(
-            tqdm(total=train_config.epochs * len(configs), unit="epoch", disable=not progress)
-        )
+        if progress:
+            display = shown_progress(len(configs), train_config.epochs)
+            callbacks = [stack.enter_context(display), *callbacks]
+        work = [
+            float(group.flops_per_step * samples.sizes[group.data_slice][0])
+            for group in plan.groups
+        ]
+        announcer = Announcer(plan.groups, work, configs, train_config.epochs, callbacks)
         writer = None
         if output is not None:
             writer = stack.enter_context(writing_sweep(output, overwrite=overwrite))
         for i, group in enumerate(plan.groups):
             if preempted is not None and preempted.is_set():
                 raise Preempted(f"stopped by SIGTERM after {i} of {len(plan.groups)} groups")
-            bar.set_description(f"{len(group.members)} SAEs of d_sae <= {group.width}")
             group_configs = [configs[member] for member in group.members]
             program = Program(
                 template=group_configs[0].template,
@@ -171,7 +179,8 @@ def train_sweep(
                 placement,
                 checkpoints.group(i) if checkpoints else None,
                 preempted,
-                bar,
+                announcer,
+                i,
             )
             norms = given.x_norm, given.y_norm
             del given
@@ -185,6 +194,7 @@ def train_sweep(
             trained = _members(
                 group_configs, params, kept, [score | severity for score in scores], losses, scored
             )
+            announcer.scored(i, [_scalars(score) for score in scores])
             for member, result in zip(group.members, trained, strict=True):
                 _warn_of_outliers(result, len(x_val), warned)
                 if writer:
@@ -298,7 +308,8 @@ def _train_group(
     placement: Placement,
     checkpoints: GroupCheckpoints | None,
     preempted: Event | None,
-    bar: tqdm,
+    announcer: Announcer,
+    i: int,
 ) -> tuple[Arrays, Arrays, np.ndarray]:
     """What was trained and what was kept, leading axis M, and all losses, `[num_steps, M]`."""
     initial = partial(
@@ -311,15 +322,14 @@ def _train_group(
     first_epoch, state, *history = restored or (0, initial())
     del restored  # It holds a state, and each epoch gives up the one before.
     state = placement.put(state)
-    num_members = len(group.members)
-    bar.update(first_epoch * num_members)
+    announcer.compiling(i, first_epoch)
     for epoch in range(first_epoch, train_config.epochs):
         batches = source.epoch(data_seed, epoch)
         first_step = epoch * steps_per_epoch
         state, losses = train_epoch(state, hyper, batches, first_step, program=program)
-        if history:
-            # One epoch behind, so that the device never waits for the display.
-            bar.set_postfix(loss=f"{np.median(np.asarray(history[-1])):.4g}", refresh=False)
+        if epoch > first_epoch:
+            # One epoch behind, so that the device never waits for who is told.
+            announcer.epoch(i, epoch, np.asarray(history[-1]))
         history.append(losses)
         if checkpoints:
             stop = preempted is not None and preempted.is_set()
@@ -328,7 +338,8 @@ def _train_group(
                 checkpoints.save(epoch + 1, state, _joined(history))
             if stop and not last:
                 raise Preempted(f"stopped by SIGTERM after epoch {epoch + 1} of a group")
-        bar.update(num_members)
+    if train_config.epochs > first_epoch:
+        announcer.epoch(i, train_config.epochs, np.asarray(history[-1]))
     # Scoring does not need the optimizer's state, often two thirds of all.
     return state.average or state.params, state.kept, _joined(history)
 
@@ -356,9 +367,7 @@ def _members(
     overflows = not np.isfinite(np.vdot(scored, scored))
     for i, (config, score) in enumerate(zip(configs, scores, strict=True)):
         own = jax.device_get({name: array[i] for name, array in (params | kept).items()})
-        scalars = {
-            name: value for name, value in score.items() if not isinstance(value, np.ndarray)
-        }
+        scalars = _scalars(score)
         firing_rate = np.asarray(score["firing_rate"])
         history = losses[:, i].copy()
         diverged_at = divergence(history, overflows or bool(np.isfinite(score["mse"])))
@@ -370,6 +379,10 @@ def _members(
             history,
             diverged_at,
         )
+
+
+def _scalars(score: Mapping[str, float | int | np.ndarray]) -> dict[str, float | int]:
+    return {name: value for name, value in score.items() if not isinstance(value, np.ndarray)}
 
 
 def _scores(
