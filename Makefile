@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-formats test-wheel mutants lint bench clean
+.PHONY: demo test test-slow test-formats test-wheel mutants lint docs bench clean
 
 demo: .venv/demo
 	$(BIN)/python experiments/dictionary_scaling.py --num_problems=500 --seeds=3 \
@@ -35,6 +35,16 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The reference of every module, from its docstrings, in build/docs.
+# `formats` is among the public names of `sae_jax` itself.
+FOLDERS := $(filter-out sae_jax.formats,\
+	$(patsubst sae_jax/%/__init__.py,sae_jax.%,$(wildcard sae_jax/*/__init__.py)))
+# A type of optax's names another that pdoc does not find.
+OF_OPTAX := ignore:Error parsing type annotation typing.Union[jax:UserWarning
+docs: .venv/test
+	$(BIN)/python -W error -W "$(OF_OPTAX)" -m pdoc --docformat google --output-directory build/docs \
+		sae_jax sae_jax.configs sae_jax.problems $(FOLDERS)
 
 .venv/core: setup.py constraints.txt
 	$(PYTHON) -m venv .venv

@@ -21,6 +21,7 @@ latents dead at d = 250, K = 50; no death at K = 200.
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import command
@@ -36,6 +37,7 @@ from sae_jax.report.tables import summary_table, write_csv, write_markdown
 from sae_jax.sweep.cache import use_compilation_cache
 from sae_jax.sweep.loop import plan_for
 from sae_jax.sweep.result import check_free
+from sae_jax.sweep.tensorboard import log_to
 
 TRAIN_FRACTION, SPLIT_SEED = 0.8, 42
 RUN_NAME = "run.json"
@@ -63,6 +65,12 @@ _CHECKPOINT_EVERY = flags.DEFINE_integer(
     lower_bound=1,
 )
 _OUTPUT = flags.DEFINE_string("output", "runs/dictionary_scaling", "Folder for everything.")
+_LOG_DIR = flags.DEFINE_string(
+    "log_dir",
+    None,
+    "Also keep losses and scores there, for `tensorboard --logdir`.",
+    allow_override=True,  # absl's own, for files that nothing here writes.
+)
 _RESUME = flags.DEFINE_bool("resume", False, "Continue a run that was stopped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a run that is there.")
 
@@ -160,15 +168,17 @@ def trained(split: sae_jax.Split, output: Path) -> sae_jax.SweepResult:
     configs = reference.grid(_SEEDS.value)
     train_config = sae_jax.TrainConfig(epochs=_EPOCHS.value, compute_dtype=_COMPUTE_DTYPE.value)
     print(plan_for(configs, split.train, train_config))
-    result = sae_jax.train_sweep(
-        configs,
-        split.train,
-        split.val,
-        train_config,
-        checkpoint_dir=output / "checkpoints",
-        output=folder,
-        checkpoint_every=_CHECKPOINT_EVERY.value,
-    )
+    with log_to(_LOG_DIR.value) if _LOG_DIR.value else nullcontext() as log:
+        result = sae_jax.train_sweep(
+            configs,
+            split.train,
+            split.val,
+            train_config,
+            checkpoint_dir=output / "checkpoints",
+            output=folder,
+            checkpoint_every=_CHECKPOINT_EVERY.value,
+            callbacks=[log] if log else (),
+        )
     shutil.rmtree(output / "checkpoints")
     return result
 

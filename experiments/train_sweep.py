@@ -15,6 +15,7 @@ explained variance at d_sae = 512, k = 50. A run that was stopped continues with
 
 import dataclasses
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import command
@@ -31,6 +32,7 @@ from sae_jax.report.tables import write_csv
 from sae_jax.sweep.cache import use_compilation_cache
 from sae_jax.sweep.loop import plan_for
 from sae_jax.sweep.result import check_free
+from sae_jax.sweep.tensorboard import log_to
 
 _ACTIVATIONS = flags.DEFINE_string("activations", None, "Folder of the store.", required=True)
 _LAYER = flags.DEFINE_list("layer", None, "Layers, comma-separated.", required=True)
@@ -66,6 +68,12 @@ _CHECKPOINT_EVERY = flags.DEFINE_integer(
     lower_bound=1,
 )
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the sweep.", required=True)
+_LOG_DIR = flags.DEFINE_string(
+    "log_dir",
+    None,
+    "Also keep losses and scores there, for `tensorboard --logdir`.",
+    allow_override=True,  # absl's own, for files that nothing here writes.
+)
 _REPORT = flags.DEFINE_bool("report", False, "Also write page.html, to open in a browser.")
 _RESUME = flags.DEFINE_bool("resume", False, "Continue a run that was stopped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a sweep that is there.")
@@ -100,16 +108,18 @@ def run(output: Path, checkpoints: Path) -> None:
     if not _RESUME.value and checkpoints.exists():
         with lock(checkpoints):  # Another program may be training there.
             shutil.rmtree(checkpoints)
-    result = sae_jax.train_sweep(
-        configs,
-        train,
-        val,
-        train_config,
-        checkpoint_dir=checkpoints,
-        output=output,
-        overwrite=overwrite,
-        checkpoint_every=_CHECKPOINT_EVERY.value,
-    )
+    with log_to(_LOG_DIR.value) if _LOG_DIR.value else nullcontext() as log:
+        result = sae_jax.train_sweep(
+            configs,
+            train,
+            val,
+            train_config,
+            checkpoint_dir=checkpoints,
+            output=output,
+            overwrite=overwrite,
+            checkpoint_every=_CHECKPOINT_EVERY.value,
+            callbacks=[log] if log else (),
+        )
     rows = score_features(result, val)
     write_csv(rows, output / "results.csv")
     shutil.rmtree(checkpoints)

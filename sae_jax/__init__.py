@@ -26,6 +26,7 @@ from sae_jax.architectures.registry import register
 from sae_jax.architectures.topk import TopKSAE
 from sae_jax.configs import SAEConfig, TrainConfig, grid
 from sae_jax.formats import hub
+from sae_jax.sweep.events import Event
 from sae_jax.sweep.loop import plan_for, train_sweep
 from sae_jax.sweep.preemption import Preempted
 from sae_jax.sweep.result import SweepResult
@@ -34,6 +35,7 @@ from sae_jax.sweep.samples import side_by_side
 __all__ = [
     "SAE",
     "ActivationStore",
+    "Event",
     "JumpReLUSAE",
     "Preempted",
     "SAEConfig",

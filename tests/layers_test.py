@@ -23,6 +23,7 @@ LAYERS = (
     ("sweep",),
     ("features",),
     ("report",),
+    ("__main__",),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 # PyTorch's island: it meets the rest in what is on disk alone.

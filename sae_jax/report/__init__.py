@@ -1,5 +1,3 @@
 """Tables, figures and a page of a scored sweep; matplotlib and jinja2 are loaded here alone."""
 
-from sae_jax.report.dashboard.html import page
-
-__all__ = ["page"]
+from sae_jax.report.dashboard.html import page as page

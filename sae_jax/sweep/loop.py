@@ -190,10 +190,11 @@ def train_sweep(
             x_val, y_val = samples.val(data_slice)
             scores = _scores(group, program, params, kept, hyper, x_val, y_val)
             scored = x_val if y_val is None else y_val
-            severity = {"offset_severity": samples.offset_severity[data_slice]}
-            trained = _members(
-                group_configs, params, kept, [score | severity for score in scores], losses, scored
-            )
+            severity: dict[str, float | int | np.ndarray] = {
+                "offset_severity": samples.offset_severity[data_slice]
+            }
+            scores = [score | severity for score in scores]
+            trained = _members(group_configs, params, kept, scores, losses, scored)
             announcer.scored(i, [_scalars(score) for score in scores])
             for member, result in zip(group.members, trained, strict=True):
                 _warn_of_outliers(result, len(x_val), warned)

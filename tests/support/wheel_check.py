@@ -1,5 +1,7 @@
 """Trains two members with the installed package, far from the checkout."""
 
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,6 +13,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 package = Path(sae_jax.__file__).resolve()
 assert "site-packages" in package.parts and CHECKOUT / "sae_jax" not in package.parents, package
 assert (package.parent / "py.typed").exists()
+assert (package.parent / "report/dashboard/assets/page.html.jinja").exists()
+listed = subprocess.run([Path(sys.executable).with_name("sae-jax")], capture_output=True, text=True)
+assert "Which libraries can open this SAE?" in listed.stdout, listed
 
 x = np.random.default_rng(0).normal(size=(200, 16)).astype(np.float32)
 configs = sae_jax.grid(d_sae=32, k=4, seed=range(2))
