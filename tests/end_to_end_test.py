@@ -123,8 +123,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def test_a_sweep_is_trained_and_one_member_analyzed(store, tmp_path):
     flags = [f"--activations={store}", "--layer=4", "--position=2", "--d_sae=10,12", "--k=2,3"]
     flags += ["--epochs=2", "--seeds=2", f"--output={tmp_path / 'sweep'}"]
-    trained = run("train_sweep.py", *flags)
+    trained = run("train_sweep.py", "--report", f"--log_dir={tmp_path / 'log'}", *flags)
     assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.splitlines()[-1] == str(tmp_path / "sweep" / "page.html")
+    assert len(list((tmp_path / "log").iterdir())) == 8
+    assert ", epoch 2 of 2: loss " in trained.stderr
     rows = read_csv(tmp_path / "sweep" / "results.csv")
     assert [(r["d_sae"], r["k"], r["seed"]) for r in rows] == [
         (d_sae, k, seed) for d_sae in ("10", "12") for k in ("2", "3") for seed in ("0", "1")
@@ -150,6 +153,23 @@ def test_a_sweep_is_trained_and_one_member_analyzed(store, tmp_path):
     assert analyzed.returncode == 0, analyzed.stderr
     assert "published" in analyzed.stdout
     assert "calibrated" in analyzed.stdout
+
+    page = tmp_path / "pages" / "sweep.html"
+    reported = run("report.py", f"--sweep={tmp_path / 'sweep'}", "--members=1", f"--output={page}")
+    assert reported.returncode == 0, reported.stderr
+    assert reported.stdout.splitlines()[-1] == f"Open in a browser: {page}"
+    assert 'id="data-member-1"' in page.read_text("utf-8")
+    wrong = run("report.py", f"--sweep={tmp_path / 'sweep'}", f"--output={tmp_path / 'page.txt'}")
+    assert wrong.returncode == 1
+    assert "ends in .html" in wrong.stderr
+    for format in ("parquet", "neuronpedia", "saedashboard"):
+        there = [f"--sweep={tmp_path / 'sweep'}", f"--output={tmp_path / format}"]
+        exported = run("export.py", f"--format={format}", "--model_id=tiny", *there)
+        assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "neuronpedia" / "batch-0.json").exists()
+    assert (tmp_path / "saedashboard" / "sae" / "cfg.json").exists()
+    unnamed = run("export.py", "--format=neuronpedia", *there[:1], f"--output={tmp_path / 'no'}")
+    assert unnamed.stderr.splitlines()[-1].startswith("error: --model_id is missing")
 
     missing = run(
         "train_sweep.py",
@@ -258,9 +278,11 @@ def test_the_published_experiment_runs_resumes_and_refuses(store, tmp_path):
         "scaling_by_size.png",
         "scaling_by_sparsity.png",
         "firing_rates.png",
+        "page.html",
     ):
         assert (output / name).stat().st_size > 1000
         assert name in done.stdout
+    assert done.stdout.splitlines()[-1] == f"Open in a browser: {output / 'page.html'}"
 
     before = (output / "results.csv").read_text()
     resumed = run("dictionary_scaling.py", *flags, "--resume")

@@ -101,6 +101,8 @@ def test_the_island_knows_no_jax_and_nobody_knows_the_island():
         ("peft", {"extraction"}),
         ("matplotlib", {"report"}),
         ("jinja2", {"report"}),
+        ("pyarrow", {"report"}),
+        ("tensorboardX", {"sweep"}),
         ("orbax", {"sweep"}),
     ],
 )
@@ -122,7 +124,7 @@ def test_one_file_knows_orbax():
 
 
 def test_importing_the_package_loads_no_heavy_library():
-    heavy = ("torch", "transformers", "matplotlib", "pandas", "peft", "jinja2")
+    heavy = ("torch", "transformers", "matplotlib", "pandas", "peft", "jinja2", "pyarrow")
     code = f"import sys, sae_jax; print(*[name for name in {heavy} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120

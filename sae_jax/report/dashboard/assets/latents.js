@@ -45,6 +45,7 @@ class LatentsView {
   open(member, latents, samples) {
     Object.assign(this, { member, latents, samples });
     this.count = latents.support.length;
+    this.table.numRows = this.count;
     this.columns = this.makeColumns();
     this.byName = new Map(this.columns.map((column) => [column.name, column]));
     this.table.root.scrollTop = 0;
@@ -63,12 +64,12 @@ class LatentsView {
     const columns = [
       number("latent", "latent", "", d3.range(this.count), "Index of the latent in its SAE, from 0.", { descending: false }),
       number("support", "fires on", "", latents.support, `Number of the ${total} validation samples on which the latent fires.`),
-      number("rate", "rate", "%", latents.support.map((count) => count / total), "Share of the validation samples on which the latent fires."),
       { name: "labels", title: "labels", unit: "", get: (i) => latents.labels[i].map((p) => samples.names[p]).join(", "), text: (i) => latents.labels[i].map((p) => samples.names[p]).join(", ") || "–", meaning: "Properties that the calibrated rule calls the latent specialized in: Fisher's test over all samples, false discovery rate 5 % over all latents and properties, lift of at least 1.5, and at least 5 samples." },
       number("lift", "lift", "", latents.lift, "How much more often than average the samples on which the latent fires have that property: P(property | fires) / P(property)."),
       number("q", "q", "", latents.q, "The p-value adjusted after Benjamini and Hochberg over all latents and properties.", { descending: false }),
       latents.shared ? number("shared", "seeds sharing it", "", latents.shared.map((count, i) => (latents.labels[i].length ? count : null)), "Number of other seeds in which the latent with the most similar decoder row has one of its labels too.") : null,
       ...this.cosineColumns(),
+      number("rate", "rate", "%", latents.support.map((count) => count / total), "Share of the validation samples on which the latent fires."),
       { name: "best", title: "strongest tie", unit: "", get: (i) => (latents.support[i] ? samples.names[latents.best[i]] : null), meaning: "The property with the smallest p-value, significant or not." },
       number("p", "p", "", latents.p, "One-sided p-value of Fisher's test for the strongest tie.", { descending: false }),
       { name: "published", title: "published rule", unit: "", get: (i) => latents.published[i], text: (i) => latents.published[i] || "–", meaning: "What the published rule says of the texts of the latent's strongest samples. It calls most latents that fire once specialized." },
@@ -130,6 +131,7 @@ class LatentsView {
     const descending = this.query.has("sort") ? this.query.has("down") : true;
     this.order = sorted(order, sort, descending);
     this.table.show(this.columns, this.order, sort?.name, descending);
+    this.latent ??= this.order[0] ?? null;
     const at = this.order.indexOf(this.latent);
     if (at >= 0 && at !== this.table.cursor) { this.table.cursor = at; this.table.reveal(at); }
     const alive = this.latents.support.filter((count) => count > 0).length;
@@ -176,7 +178,7 @@ class LatentsView {
   drawDetail() {
     const i = this.latent;
     if (i === null) {
-      this.detail.replaceChildren(element("p.empty", {}, "Choose a latent from the list. Keys j and k go to the next and the one before."));
+      this.detail.replaceChildren(element("p.empty", {}, "No latent passes the search."));
       return;
     }
     const at = this.order.indexOf(i);

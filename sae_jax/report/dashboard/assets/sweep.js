@@ -35,6 +35,7 @@ class SweepView {
   build() {
     this.table = new RowTable({
       label: "Members of the sweep",
+      numRows: this.count,
       onSort: (name, descending) => go({ sort: name, down: descending ? 1 : null }, true),
       onRow: (i, event) => this.choose([i], event),
       isMarked: (i) => this.chosen.has(i),

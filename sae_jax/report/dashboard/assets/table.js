@@ -5,11 +5,11 @@ const OVERSCAN = 12;
 
 class RowTable {
   /**
-   * columns: {name, title, unit, text?, get(i), meaning?}; onSort(name, descending),
+   * columns: {name, title, unit, text?, get(i), meaning?}; numRows: all there are; onSort(name, descending),
    * onRow(i, event); isMarked(i) says which rows are chosen.
    */
-  constructor({ label, onSort, onRow, isMarked }) {
-    Object.assign(this, { onSort, onRow, isMarked });
+  constructor({ label, numRows, onSort, onRow, isMarked }) {
+    Object.assign(this, { numRows, onSort, onRow, isMarked });
     this.columns = [];
     this.order = [];
     this.cursor = -1;
@@ -29,7 +29,7 @@ class RowTable {
     this.columns = columns;
     this.order = order;
     for (const column of columns) {
-      column.numeric ??= !column.text && order.some((i) => typeof column.get(i) === "number");
+      column.numeric ??= !column.text && d3.range(this.numRows).some((i) => typeof column.get(i) === "number");
     }
     this.cursor = Math.min(this.cursor, order.length - 1);
     this.head.replaceChildren(...columns.map((column) => this.heading(column, sort, descending)));
@@ -52,11 +52,9 @@ class RowTable {
 
   width(column) {
     if (!column.width) {
-      const step = Math.max(1, Math.floor(this.order.length / 200));
-      let widest = column.title.length + (column.unit ? column.unit.length + 3 : 0) + 5;
-      for (let n = 0; n < this.order.length; n += step) {
-        widest = Math.max(widest, cellText(column, this.order[n]).length + 2);
-      }
+      const step = Math.max(1, Math.floor(this.numRows / 200));
+      let widest = column.title.length + (column.unit ? column.unit.length + 3 : 0) + 6;
+      for (let i = 0; i < this.numRows; i += step) widest = Math.max(widest, cellText(column, i).length + 2);
       column.width = Math.min(widest, 40);
     }
     const made = element("col");
