@@ -11,7 +11,7 @@ import planted
 import pytest
 
 import sae_jax
-from sae_jax.activations.writer import StorePlan, StoreWriter
+from sae_jax.activations.writer import StorePlan, StoreWriter, write_store
 from sae_jax.features.logit_lens import Vocabulary
 from sae_jax.report.dashboard.overview import loss_curve
 
@@ -212,6 +212,14 @@ def test_several_samples_of_a_problem_show_as_one_with_a_strip(tmp_path):
     assert len(set(np.array(member["sample"][first:end]) // 2)) == end - first
     # 5.4 and 10.8 of 10.8, in ninths, rounded up.
     assert member["strips"][first] == "59"
+
+
+def test_samples_of_another_place_are_refused(sweep, tmp_path):
+    _, result, _ = sweep
+    x = planted.activations()
+    other = write_store(tmp_path / "store", {(7, 0): x}, planted.problems()).select(7, 0)
+    with pytest.raises(ValueError, match=r"are of \[\(7, 0\)\]; the members were trained on"):
+        sae_jax.report.page(result, tmp_path / "page.html", val=other)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ def log_to(log_dir: str | Path) -> Iterator[Callback]:
 
     A run is the folder `00012` of member 12. It holds `loss`, the mean over an epoch by epoch;
     when the member is scored every metric, as `metrics/fvu`; and its config as text. An epoch that
-    a resumed sweep trains again is written again. Needs tensorboardX (the extra `tensorboard`).
+    a resumed sweep trains again is written again.
 
     Example:
 
@@ -23,9 +23,14 @@ def log_to(log_dir: str | Path) -> Iterator[Callback]:
 
     Args:
       log_dir: folder of the runs, for `tensorboard --logdir`.
+
+    Raises:
+      ValueError: if tensorboardX is not installed.
     """
-    # Of an extra.
-    from tensorboardX import SummaryWriter
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ValueError("event files need tensorboardX: the extra `tensorboard`") from error
 
     writers: dict[int, Any] = {}
 

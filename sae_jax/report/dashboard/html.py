@@ -70,6 +70,7 @@ def page(
         the sweep, diverged, or have no validation samples; `effects` or tokens are of another
         length; or the vocabulary is of another width.
     """
+    template = _template()
     rows = result.table() if rows is None else rows
     if not rows or len(rows) != len(result):
         raise ValueError(f"found {len(rows)} rows for {len(result)} members; expected one for each")
@@ -82,7 +83,7 @@ def page(
     data = {"sweep": overview(result, rows)} | _latents(
         result, chosen, by_slice, vocabulary, tokens, effects or {}
     )
-    text = _rendered(title, {name: packed(value) for name, value in data.items()})
+    text = _rendered(template, title, {name: packed(value) for name, value in data.items()})
     Path(path).write_text(text, encoding="utf-8")
     return Path(path)
 
@@ -96,6 +97,11 @@ def _chosen(
         for i, member in enumerate(result.members)
         if member.diverged_at is None and member.config.data_slice in by_slice
     ]
+    if by_slice and not any(config.data_slice in by_slice for config in result.configs):
+        raise ValueError(
+            f"the validation samples are of {list(by_slice)}; the members were trained on"
+            f" {list(dict.fromkeys(config.data_slice for config in result.configs))}"
+        )
     if members is not None:
         if missing := [i for i in members if i not in able]:
             raise ValueError(
@@ -196,16 +202,21 @@ def _shown(relation: Relation) -> dict[str, Any]:
     }
 
 
-def _rendered(title: str, blocks: Mapping[str, str]) -> str:
+def _template() -> Any:
+    """The page's template; asked for first, since Jinja may be missing."""
     # Of the report extra, which tables and statistics do without.
     import jinja2
 
-    libraries = [_read("vendor", name) for name in _LIBRARIES]
-    script = "\n".join(["'use strict';", *(_read(name) for name in _SCRIPTS)])
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment.from_string(_read("page.html.jinja")).render(
+    return environment.from_string(_read("page.html.jinja"))
+
+
+def _rendered(template: Any, title: str, blocks: Mapping[str, str]) -> str:
+    libraries = [_read("vendor", name) for name in _LIBRARIES]
+    script = "\n".join(["'use strict';", *(_read(name) for name in _SCRIPTS)])
+    return template.render(
         title=title,
         style=_read("page.css"),
         scripts=[*libraries, script],
