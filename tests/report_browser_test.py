@@ -197,6 +197,20 @@ def test_small_screens_scroll_down_only(opened, address, scheme):
         assert (luminance(back) < 0.1) == (scheme == "light")
 
 
+@pytest.mark.parametrize("address", ["#sweep", "#latents?member=0&latent=1"])
+def test_on_paper_nothing_is_cut_off_and_no_button_is_left(opened, address):
+    with opened(address, width=760, height=1000) as reader:
+        reader.page.emulate_media(media="print")
+        reader.page.wait_for_timeout(100)
+        assert reader.page.evaluate("document.documentElement.scrollWidth") <= 760
+        buttons = reader.page.locator("main button:not(.link):not(.sort), nav a")
+        assert not any(button.is_visible() for button in buttons.all())
+        if "latent" in address:
+            assert reader.page.locator("#latents .detail h2").is_visible()
+        else:
+            assert reader.page.locator("#sweep tr.row").count() == 6
+
+
 def luminance(color):
     """Relative luminance of "rgb(r, g, b)", as WCAG 2.1 defines it."""
     parts = [float(part) / 255 for part in color[4:-1].split(",")]

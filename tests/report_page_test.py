@@ -214,6 +214,23 @@ def test_several_samples_of_a_problem_show_as_one_with_a_strip(tmp_path):
     assert member["strips"][first] == "59"
 
 
+def test_a_size_below_another_members_k_is_no_obstacle(tmp_path):
+    x = planted.activations()
+    store = write_store(tmp_path / "store", {(3, 1): x}, planted.problems())
+    members = [
+        planted.member(
+            sae_jax.SAEConfig(d_sae=d_sae, k=k, layer=3, position=1, architecture="topk"),
+            x,
+            planted.order_of(0, d_sae),
+        )[0]
+        for d_sae, k in ((8, 7), (4, 2), (8, 2))
+    ]
+    result = sae_jax.SweepResult(members, sae_jax.TrainConfig())
+    found = blocks(sae_jax.report.page(result, tmp_path / "page.html", val=store.select(3, 1)))
+    assert [match["member"] for match in found["member-0"]["matches"]] == []
+    assert [match["member"] for match in found["member-1"]["matches"]] == [2]
+
+
 def test_samples_of_another_place_are_refused(sweep, tmp_path):
     _, result, _ = sweep
     x = planted.activations()

@@ -1,11 +1,12 @@
 """Which labels several seeds of a setting share, beside what chance would give."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from sae_jax.configs import SAEConfig
 from sae_jax.features.matching import Matches, best_matches, shared_labels
 from sae_jax.report.dashboard.latents import Described
 from sae_jax.report.dashboard.pack import numbers
@@ -118,11 +119,16 @@ def _relatives(
         if other.setting == config.setting:
             if a != b:
                 yield b, "seed"
-        elif replace(other.setting, d_sae=config.d_sae) == config.setting:
+        elif _but_size(other) == _but_size(config):
             sizes.setdefault(other.d_sae, []).append(b)
     for of_size in sizes.values():
         # Members of one seed start from the same rows, so that another seed says more.
         yield min(of_size, key=lambda b: result.configs[b].seed == config.seed), "size"
+
+
+def _but_size(config: SAEConfig) -> dict[str, Any]:
+    # Not a config of another size, which might not be allowed: k may exceed it.
+    return asdict(config.setting) | {"d_sae": None}
 
 
 def _dealt(
