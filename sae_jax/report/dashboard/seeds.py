@@ -41,12 +41,16 @@ def relations(
       chosen: indices of members.
       alive: which latent of each fires on some sample, bool `[F]`.
     """
-    found: dict[int, list[Relation]] = {}
+    families: dict[tuple[Any, ...], list[int]] = {}
     for a in chosen:
-        w_dec, found[a] = np.asarray(result.members[a].params["w_dec"]), []
-        for b, kind in _relatives(result, chosen, a):
-            other = np.asarray(result.members[b].params["w_dec"])
-            found[a].append(Relation(b, kind, best_matches(w_dec, other, alive[a], alive[b])))
+        families.setdefault(_but_size(result.configs[a]), []).append(a)
+    found: dict[int, list[Relation]] = {}
+    for family in families.values():
+        for a in family:
+            w_dec, found[a] = np.asarray(result.members[a].params["w_dec"]), []
+            for b, kind in _relatives(result.configs, family, a):
+                other = np.asarray(result.members[b].params["w_dec"])
+                found[a].append(Relation(b, kind, best_matches(w_dec, other, alive[a], alive[b])))
     return found
 
 
@@ -109,26 +113,24 @@ _NOTHING = Matches(np.empty(0, np.int64), np.empty(0))
 
 
 def _relatives(
-    result: SweepResult, chosen: Sequence[int], a: int
+    configs: Sequence[SAEConfig], family: Sequence[int], a: int
 ) -> Iterator[tuple[int, Literal["seed", "size"]]]:
     """The other seeds of a member's setting, and one member of each other size."""
-    config = result.configs[a]
     sizes: dict[int, list[int]] = {}
-    for b in chosen:
-        other = result.configs[b]
-        if other.setting == config.setting:
-            if a != b:
-                yield b, "seed"
-        elif _but_size(other) == _but_size(config):
-            sizes.setdefault(other.d_sae, []).append(b)
+    for b in family:
+        if configs[b].d_sae != configs[a].d_sae:
+            sizes.setdefault(configs[b].d_sae, []).append(b)
+        elif a != b:
+            yield b, "seed"
     for of_size in sizes.values():
         # Members of one seed start from the same rows, so that another seed says more.
-        yield min(of_size, key=lambda b: result.configs[b].seed == config.seed), "size"
+        yield min(of_size, key=lambda b: configs[b].seed == configs[a].seed), "size"
 
 
-def _but_size(config: SAEConfig) -> dict[str, Any]:
-    # Not a config of another size, which might not be allowed: k may exceed it.
-    return asdict(config.setting) | {"d_sae": None}
+def _but_size(config: SAEConfig) -> tuple[Any, ...]:
+    """What members of one family agree in: every field but d_sae and the seeds."""
+    fields = asdict(config.setting) | {"d_sae": None}
+    return tuple(fields.values())
 
 
 def _dealt(
