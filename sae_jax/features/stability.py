@@ -82,14 +82,16 @@ def stability_by_chance(alive: Sequence[np.ndarray], d_in: int, *, seed: int) ->
       seed: seed of the random directions.
 
     Returns:
-      The mean over seeds; NaN if there are not two with alive latents.
+      The mean over pairs of seeds, both ways; NaN if there are not two with alive latents.
     """
     rng = np.random.default_rng(seed)
     counts = [int(mask.sum()) for mask in alive]
-    decoders = [rng.normal(size=(count, d_in)).astype(np.float32) for count in counts]
-    found = stability_over_seeds(decoders, [np.ones(count, bool) for count in counts])
-    values = [one["feature_stability"] for one in found]
-    return float(np.mean(values)) if values else float("nan")
+    directions = [unit_rows(rng.normal(size=(n, d_in)).astype(np.float32)) for n in counts if n]
+    best = []
+    for a, b in combinations(directions, 2):
+        cosine = np.abs(a @ b.T)
+        best += [cosine.max(axis=1).mean(), cosine.max(axis=0).mean()]
+    return float(np.mean(best)) if best else float("nan")
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
