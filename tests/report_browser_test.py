@@ -165,6 +165,39 @@ def test_labels_and_searches_list_the_latents(opened):
         assert reader.texts("#latents .status")[0].startswith("0 of 8 latents")
 
 
+def test_a_property_opens_a_seed_that_has_it(opened, tmp_path):
+    # In two of the three seeds the latent that divides never fires.
+    store, result, _ = planted.planted(tmp_path / "store")
+    for seed in (0, 2):
+        result.members[seed].params["b_enc"][latent_of(seed, planted.DIVISION)] = -100
+    written = sae_jax.report.page(result, tmp_path / "page.html", val=store.select(3, 1))
+    divides = str(latent_of(1, planted.DIVISION))
+    with opened("#latents?member=0", path=written) as reader:
+        reader.page.click("#latents .seeds td a:text-is('division')")
+        reader.settle()
+        assert "member=1" in reader.page.url
+        assert reader.column("latents", "latent") == [divides]
+    with opened("#latents?member=0&label=division", path=written) as reader:
+        assert reader.column("latents", "latent") == []
+        assert "other seeds with this label: seed 1 (1)" in reader.texts("#latents .status")[0]
+        reader.page.click("#latents .status a")
+        reader.settle()
+        assert reader.column("latents", "latent") == [divides]
+
+
+def test_the_tab_of_latents_opens_the_chosen_member(opened):
+    with opened() as reader:
+        reader.page.click("#sweep tr.row[data-row='4']")
+        reader.settle()
+        reader.page.click("nav a[data-view=latents]")
+        reader.settle()
+        assert "K 2, d 6, seed 1" in reader.page.inner_text("#latents .detail .tools")
+        reader.page.click("nav a[data-view=sweep]")
+        reader.settle()
+        marked = reader.page.locator("#sweep tr.row[aria-selected=true]")
+        assert marked.get_attribute("data-row") == "4"
+
+
 def test_keys_go_through_the_list(opened):
     with opened("#latents?member=0") as reader:
         reader.page.locator("#latents .rows").focus()

@@ -128,6 +128,9 @@ def test_labels_shared_by_seeds_stand_beside_chance(data):
     division = names.index("division")
     assert of_size["members"] == [0, 1, 2]
     assert of_size["labeled"][division] == of_size["shared"][division] == 3
+    assert of_size["shared_by_all"][division] == 3
+    assert [of[division] for of in of_size["labeled_of"]] == [1, 1, 1]
+    assert [of[division] for of in of_size["shared_of"]] == [1, 1, 1]
     assert data["member-0"]["shared"][latent_of(0, planted.DIVISION)] == 2
     assert of_size["labeled_shuffled"][division] < 1
     # Of 3 latents each meets 2 others by chance, with 1 in as many as fire.

@@ -70,11 +70,13 @@ def shared_by_seeds(
       For each member the number of other seeds that share a label, int `[F, P]`; and the page's
       columns, one number for each property: `labeled`, latents with the label in all seeds
       together; `shared`, those among them whose match in another seed has it too;
+      `shared_by_all`, those whose matches in all other seeds have it;
       `labeled_shuffled` and `shared_shuffled`, the same after shuffling the problems, means of
       20; `shared_dealt`, the shared ones if each seed's labels are dealt anew among its latents
       that fire, the mean of 200; `p_value`, the share of deals that reach `shared`, itself
       counted; and `cosine`, the mean over the shared ones of the largest absolute cosine of a
-      match, NaN if there are none.
+      match, NaN if there are none. `labeled_of` and `shared_of` are lists of `labeled` and
+      `shared`, one for each member alone.
     """
     matches = [
         [{r.member: r.matches for r in related[a]}.get(b, _NOTHING) for b in members]
@@ -97,6 +99,7 @@ def shared_by_seeds(
     columns = {
         "labeled": _sum(labels),
         "shared": counted,
+        "shared_by_all": _sum([own == len(members) - 1 for own in shared]),
         "labeled_shuffled": _sum(null_labels) / len(null_labels[0]),
         "shared_shuffled": _count(shared_null) / len(null_labels[0]),
         "shared_dealt": deals.mean(axis=0),
@@ -105,7 +108,12 @@ def shared_by_seeds(
     }
     return (
         dict(zip(members, shared, strict=True)),
-        {"members": list(members)} | {name: numbers(of) for name, of in columns.items()},
+        {
+            "members": list(members),
+            "labeled_of": [_sum([own]).tolist() for own in labels],
+            "shared_of": [_count([own]).tolist() for own in shared],
+        }
+        | {name: numbers(of) for name, of in columns.items()},
     )
 
 

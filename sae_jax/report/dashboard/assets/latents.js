@@ -94,7 +94,7 @@ class LatentsView {
     if (!found) return this.seeds.replaceChildren();
     const order = d3.range(this.samples.names.length).sort((a, b) => found.shared[b] - found.shared[a] || found.labeled[b] - found.labeled[a]);
     const rows = order.filter((p) => found.labeled[p] > 0).map((p) => element("tr", {},
-      element("td", {}, button(this.samples.names[p], () => go({ label: this.samples.names[p], sort: "shared", down: 1 }), { className: "link" })),
+      element("td", {}, element("a", { href: this.sharedAddress(found, p) }, this.samples.names[p])),
       ...["labeled", "labeled_shuffled", "shared", "shared_shuffled", "shared_dealt", "p_value", "cosine"].map((name) => element(name === "shared" ? "td.number.main" : "td.number", {}, shown(found[name][p]))),
     ));
     const head = element("tr", {}, [["property", ""], ["labeled", "Latents with the label, all seeds together"], ["by chance, shuffled", "The same after shuffling the problems, mean of 20"], ["shared by seeds", "Those whose most similar latent in another seed has the label too"], ["by chance, shuffled", "The same after shuffling the problems, mean of 20"], ["by chance, dealt", "Each seed's labels dealt anew among its latents that fire, mean of 200"], ["p", "Share of the deals that reach the number found, itself counted"], ["mean |cosine|", "Of the decoder rows of each shared latent and the most similar one of another seed"]].map(([text, title], n) => element(n ? "th.number" : "th", { title }, text)));
@@ -108,6 +108,22 @@ class LatentsView {
       this.index.seeds.length > 1 ? this.allSettings() : "");
   }
 
+  /** Address of a property's latents, in the seed that has the most shared ones, then labeled ones. */
+  sharedAddress(of, p) {
+    const seeds = d3.range(of.members.length);
+    const best = d3.greatest(seeds, (a, b) => of.shared_of[a][p] - of.shared_of[b][p] || of.labeled_of[a][p] - of.labeled_of[b][p] || (of.members[a] === this.member) - (of.members[b] === this.member));
+    return address("latents", { member: of.members[best], label: this.samples.names[p], sort: "shared", down: 1 });
+  }
+
+  /** The other seeds that have latents with the label, each a link. */
+  otherSeeds(p) {
+    const of = this.index.seeds.find((setting) => setting.members.includes(this.member));
+    if (!of || p < 0) return [];
+    const links = of.members.map((member, n) => [member, of.labeled_of[n][p]]).filter(([member, count]) => count && member !== this.member)
+      .map(([member, count]) => element("a", { href: address("latents", { member, label: this.samples.names[p], sort: "shared", down: 1 }) }, `${this.sweepView.name(member, ["seed"])} (${count})`));
+    return links.length ? ["; other seeds with this label: ", ...links.flatMap((link, n) => (n ? [", ", link] : [link]))] : [];
+  }
+
   /** Shared and labeled latents of every setting with several seeds on this page. */
   allSettings() {
     const { names } = this.samples;
@@ -115,7 +131,7 @@ class LatentsView {
     const rows = this.index.seeds.map((of) => element("tr", {},
       element("td", {}, this.sweepView.name(of.members[0], this.sweepView.sweep.shown_fields)),
       names.map((name, p) => element("td.number", {}, of.labeled[p]
-        ? element("a", { href: address("latents", { member: of.members[0], label: name, sort: "shared", down: 1 }), title: `${of.shared[p]} shared; by chance ${shown(of.shared_shuffled[p])} with shuffled problems, ${shown(of.shared_dealt[p])} with labels dealt anew (p ${shown(of.p_value[p])})` }, `${of.shared[p]} of ${of.labeled[p]}`)
+        ? element("a", { href: this.sharedAddress(of, p), title: `${of.shared[p]} shared; by chance ${shown(of.shared_shuffled[p])} with shuffled problems, ${shown(of.shared_dealt[p])} with labels dealt anew (p ${shown(of.p_value[p])})` }, `${of.shared[p]} of ${of.labeled[p]}`)
         : "0"))));
     return element("details.seeds", {}, element("summary", {}, "The same for every setting"), element("div.wide", {}, element("table.plain", {}, head, rows)),
       element("p.note", {}, "Shared latents of the labeled ones, all seeds of the setting together. What chance gives is in the tooltip, and in the table above once the setting is open."));
@@ -135,7 +151,7 @@ class LatentsView {
     const at = this.order.indexOf(this.latent);
     if (at >= 0 && at !== this.table.cursor) { this.table.cursor = at; this.table.reveal(at); }
     const alive = this.latents.support.filter((count) => count > 0).length;
-    this.status.textContent = `${order.length} of ${this.count} latents; ${this.count - alive} fire on no validation sample`;
+    this.status.replaceChildren(`${order.length} of ${this.count} latents; ${this.count - alive} fire on no validation sample`, ...this.otherSeeds(wanted));
     this.drawDetail();
   }
 

@@ -33,7 +33,12 @@ async function start() {
       if (link.dataset.view === view) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
-    if (view === "sweep") sweepView.update(query);
+    document.querySelector(`nav a[data-view=${view}]`).href = location.hash || "#sweep";
+    if (view === "sweep") {
+      sweepView.update(query);
+      const member = sweepView.chosenWithLatents();
+      if (member !== null) document.querySelector("nav a[data-view=latents]").href = address("latents", { member });
+    }
     if (view === "latents") await latentsView.update(query);
     performance.mark("shown");
     document.body.dataset.ready = location.hash || "#";

@@ -118,6 +118,11 @@ class SweepView {
     requestAnimationFrame(() => setTimeout(() => this.draw()));
   }
 
+  /** The first of the chosen members whose latents are on this page. */
+  chosenWithLatents() {
+    return [...this.chosen].find((i) => this.withLatents.has(i)) ?? null;
+  }
+
   drawStatus() {
     const parts = [`${this.visible.length} of ${this.count} members`];
     if (this.chosen.size) parts.push(` · ${this.chosen.size} chosen: `);
