@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+# How often labels are dealt anew, which bounds their p-values.
+NUM_DEALS = 200
+
 
 class Meaning(NamedTuple):
     """What a column says.
@@ -33,6 +36,80 @@ MEANINGS = {
     "k": Meaning(
         "K", "", "", "Latents kept for each sample, where the architecture keeps so many."
     ),
+    "architecture": Meaning(
+        "architecture",
+        "",
+        "",
+        "How the SAE chooses the latents that fire: `topk` keeps the K largest of a sample,"
+        " `abs_topk` the K largest in absolute value, `batch_topk` as many over a whole batch;"
+        " `matryoshka` also makes the first latents reconstruct alone; `jumprelu`, `gated` and"
+        " `relu` have a penalty on firing in place of K.",
+    ),
+    "preset": Meaning(
+        "preset", "", "", "The library whose latents, loss and constants the SAE has, if any."
+    ),
+    "layer": Meaning("layer", "", "", "Layer of the model that the samples come from."),
+    "position": Meaning("position", "", "", "Position in the text that the samples come from."),
+    "data_seed": Meaning("data seed", "", "", "Seed of the order of the training samples."),
+    "aux_coefficient": Meaning(
+        "AuxK weight", "", "", "Weight of the auxiliary loss by which dead latents are revived."
+    ),
+    "aux_k": Meaning("AuxK latents", "", "", "Dead latents that AuxK may revive at a time."),
+    "dead_after": Meaning(
+        "dead after", "samples", "", "Samples without firing after which a latent counts as dead."
+    ),
+    "sparsity_coefficient": Meaning(
+        "penalty", "", "", "Weight of the penalty on firing; with a target L0 its first value."
+    ),
+    "sparsity_loss": Meaning(
+        "penalty's kind",
+        "",
+        "",
+        "What `jumprelu` penalizes: `step` counts the latents that fire, `tanh` adds up how"
+        " strongly they do.",
+    ),
+    "sparsity_warmup_steps": Meaning(
+        "penalty's warm-up", "steps", "", "Steps over which the penalty grows from zero."
+    ),
+    "bandwidth": Meaning(
+        "bandwidth", "", "", "Width around a threshold in which `jumprelu` has a gradient."
+    ),
+    "threshold_init": Meaning(
+        "first threshold", "", "", "Thresholds of `jumprelu` before the first step."
+    ),
+    "prefix_fractions": Meaning(
+        "prefixes", "", "", "Shares of the dictionary that `matryoshka` makes reconstruct alone."
+    ),
+    "normalize": Meaning(
+        "normalize",
+        "",
+        "",
+        "What was done to the samples before training: `center` subtracts their mean,"
+        " `center_and_scale` also makes their mean square 1, `layer_norm` standardizes each"
+        " sample. All metrics are of raw samples.",
+    ),
+    "center_input": Meaning(
+        "center input", "", "", "Whether `b_dec` is subtracted from a sample before encoding."
+    ),
+    "b_dec_init": Meaning("first b_dec", "", "", "What the decoder's bias started from."),
+    "tied_init": Meaning(
+        "tied init", "", "", "Whether the encoder started as the decoder's transpose."
+    ),
+    "unit_decoder": Meaning("unit decoder", "", "", "Whether decoder rows kept norm 1."),
+    "warmup_steps": Meaning(
+        "warm-up", "steps", "", "Steps over which the learning rate grew to its value."
+    ),
+    "decay_steps": Meaning(
+        "decay", "steps", "", "Last steps, over which the learning rate fell to zero."
+    ),
+    "clip_norm": Meaning("clip norm", "", "", "Largest norm of a step's gradient."),
+    "k_anneal_steps": Meaning(
+        "K annealing", "steps", "", "Steps over which K fell from all latents to its value."
+    ),
+    "weight_average": Meaning(
+        "weight average", "", "", "Decay of the mean of the parameters that was kept; 0 for none."
+    ),
+    "frozen": Meaning("frozen", "", "", "The matrix that was left as drawn, for a baseline."),
     "seed": Meaning("seed", "", "", "Seed of the initialization. Seeds repeat one setting."),
     "learning_rate": Meaning("learning rate", "", "", "Learning rate of the optimizer."),
     "target_l0": Meaning(
@@ -129,6 +206,134 @@ MEANINGS = {
         "diverged at", "step", "", "First training step whose loss was not finite."
     ),
 }
+
+LATENT_MEANINGS = {
+    "latent": Meaning("latent", "", "", "Index of the latent in its SAE, from 0."),
+    "support": Meaning(
+        "fires on", "", "", "Number of the validation samples on which the latent fires."
+    ),
+    "shared": Meaning(
+        "seeds sharing it",
+        "",
+        "",
+        "Number of other seeds in which the latent with the most similar decoder row has one of"
+        " its labels too.",
+    ),
+    "labels": Meaning(
+        "labels",
+        "",
+        "",
+        "Properties that the calibrated rule calls the latent specialized in: Fisher's test over"
+        " all samples, false discovery rate 5 % over all latents and properties, lift of at least"
+        " 1.5, and at least 5 samples.",
+    ),
+    "lift": Meaning(
+        "lift",
+        "",
+        "",
+        "How much more often than average the samples on which the latent fires have the property"
+        " of its strongest tie: P(property | fires) / P(property). 1 is no tie.",
+    ),
+    "q": Meaning(
+        "q",
+        "",
+        "",
+        "The p-value adjusted after Benjamini and Hochberg over all latents and properties: among"
+        " latents with q below 5 %, at most 5 % are expected to be there by chance.",
+    ),
+    "cosine": Meaning(
+        "cosine in seeds",
+        "",
+        "",
+        "Largest absolute cosine of the decoder row with one of another seed. Chance is the best"
+        " of as many random directions.",
+    ),
+    "rate": Meaning(
+        "rate", "%", "", "Share of the validation samples on which the latent fires."
+    ),
+    "best": Meaning(
+        "strongest tie", "", "", "The property with the smallest p-value, significant or not."
+    ),
+    "p": Meaning("p", "", "", "One-sided p-value of Fisher's test for the strongest tie."),
+    "published": Meaning(
+        "published rule",
+        "",
+        "",
+        "What the published rule says of the texts of the latent's strongest samples. It calls"
+        " most latents that fire once specialized.",
+    ),
+    "mean": Meaning(
+        "mean |z|",
+        "",
+        "",
+        "Mean absolute activation over the samples on which the latent fires, in samples' units.",
+    ),
+    "fvu_rise": Meaning(
+        "fvu rise",
+        "%",
+        "",
+        "By how much fvu rises if the latent is set to zero everywhere, in percentage points.",
+    ),
+    "effect": Meaning(
+        "effect",
+        "nats",
+        "",
+        "Mean change of the gold answer's log-probability when the latent is ablated in the"
+        " model.",
+    ),
+}
+"""Columns of the table of latents."""
+
+SHARING_MEANINGS = {
+    "labeled": Meaning("labeled", "", "", "Latents with the label, all seeds together."),
+    "labeled_shuffled": Meaning(
+        "labeled, if shuffled",
+        "",
+        "",
+        "By chance: latents with the label after shuffling the problems, mean of 20.",
+    ),
+    "shared": Meaning(
+        "shared by at least one other seed",
+        "",
+        "",
+        "Labeled latents whose most similar latent, by the decoder row, in at least one other seed"
+        " of the setting has the label too.",
+    ),
+    "shared_by_all": Meaning(
+        "by all other seeds", "", "", "Those whose most similar latent in every other seed has it."
+    ),
+    "shared_shuffled": Meaning(
+        "shared, if shuffled",
+        "",
+        "",
+        "By chance: latents shared by at least one other seed after shuffling the problems, mean"
+        " of 20.",
+    ),
+    "shared_dealt": Meaning(
+        "shared, if dealt",
+        "",
+        "",
+        "By chance: latents shared by at least one other seed if each seed's labels are dealt anew"
+        " among its latents that fire, as cards are. It keeps how many labels there are, and asks"
+        f" whether they sit on similar latents. Mean of {NUM_DEALS} deals.",
+    ),
+    "p_value": Meaning(
+        f"p of {NUM_DEALS} deals",
+        "",
+        "",
+        "Share of the deals that share as many latents as were found, or more, the found ones"
+        f" counted as a deal. With {NUM_DEALS} deals it is at least"
+        f" 1 / {NUM_DEALS + 1} = {1 / (NUM_DEALS + 1):.4f}. It is not corrected for the number of"
+        " properties and settings.",
+    ),
+    "cosine": Meaning(
+        "mean |cosine|",
+        "",
+        "",
+        "Of the decoder rows of each shared latent and the most similar one of another seed.",
+    ),
+}
+"""Columns of the labels that seeds share."""
 
 
 def glossary(names: Iterable[str]) -> dict[str, Meaning]:

@@ -14,10 +14,11 @@ from sae_jax.activations.slices import DataSlice
 from sae_jax.configs import SAEConfig
 from sae_jax.features.logit_lens import Vocabulary
 from sae_jax.features.matching import best_cosine_by_chance
+from sae_jax.report.dashboard.glossary import LATENT_MEANINGS, SHARING_MEANINGS
 from sae_jax.report.dashboard.latents import Described, describe
 from sae_jax.report.dashboard.overview import overview
 from sae_jax.report.dashboard.pack import numbers, packed
-from sae_jax.report.dashboard.seeds import NUM_DEALS, Relation, relations, shared_by_seeds
+from sae_jax.report.dashboard.seeds import Relation, relations, shared_by_seeds
 from sae_jax.report.samples import Samples
 from sae_jax.report.statistics import Rows
 from sae_jax.sweep.result import SweepResult
@@ -184,7 +185,7 @@ def _latents(
     index = {
         "members": list(chosen),
         "seeds": seeds,
-        "num_deals": NUM_DEALS,
+        "glossary": {"latent": LATENT_MEANINGS, "sharing": SHARING_MEANINGS},
         "cosine_by_chance": dict(zip(chance, numbers(chance.values(), 3), strict=True)),
     }
     return (

@@ -8,11 +8,10 @@ import numpy as np
 
 from sae_jax.configs import SAEConfig
 from sae_jax.features.matching import Matches, best_matches, shared_labels
+from sae_jax.report.dashboard.glossary import NUM_DEALS
 from sae_jax.report.dashboard.latents import Described
 from sae_jax.report.dashboard.pack import numbers
 from sae_jax.sweep.result import SweepResult
-
-NUM_DEALS = 200
 
 
 class Relation(NamedTuple):

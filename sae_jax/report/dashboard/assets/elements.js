@@ -18,6 +18,16 @@ function button(label, onclick, properties = {}) {
   return element("button", { type: "button", onclick, ...properties }, label);
 }
 
+/** A column or number with what it means. */
+function meaningOf(name, [title, unit, better, meaning]) {
+  return { name, title, unit, better, meaning };
+}
+
+/** A button that says what a column means. */
+function help(column) {
+  return button("?", () => explain(column), { className: "help", "aria-label": `What ${column.title} means` });
+}
+
 function select(label, options, value, onchange) {
   const list = options.map(([of, text]) => element("option", { value: String(of) }, text));
   const made = element("select", { "aria-label": label, onchange: () => onchange(made.value) }, list);

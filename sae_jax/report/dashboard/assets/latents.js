@@ -57,25 +57,32 @@ class LatentsView {
     this.drawSeeds();
   }
 
+  meaning(kind, name) {
+    return meaningOf(name, this.index.glossary[kind][name]);
+  }
+
   makeColumns() {
     const { latents, samples } = this;
     const total = samples.problem_of_sample.length;
-    const number = (name, title, unit, values, meaning, rest = {}) => ({ name, title, unit, meaning, get: (i) => values[i], descending: true, ...rest });
+    const column = (name, get, rest = {}) => ({ ...this.meaning("latent", name), get, ...rest });
+    const number = (name, values, rest = {}) => column(name, (i) => values[i], { descending: true, ...rest });
+    const ascending = { descending: false };
+    const names = (i) => latents.labels[i].map((p) => samples.names[p]).join(", ");
     const columns = [
-      number("latent", "latent", "", d3.range(this.count), "Index of the latent in its SAE, from 0.", { descending: false }),
-      number("support", "fires on", "", latents.support, `Number of the ${total} validation samples on which the latent fires.`),
-      { name: "labels", title: "labels", unit: "", get: (i) => latents.labels[i].map((p) => samples.names[p]).join(", "), text: (i) => latents.labels[i].map((p) => samples.names[p]).join(", ") || "–", meaning: "Properties that the calibrated rule calls the latent specialized in: Fisher's test over all samples, false discovery rate 5 % over all latents and properties, lift of at least 1.5, and at least 5 samples." },
-      number("lift", "lift", "", latents.lift, "How much more often than average the samples on which the latent fires have that property: P(property | fires) / P(property)."),
-      number("q", "q", "", latents.q, "The p-value adjusted after Benjamini and Hochberg over all latents and properties.", { descending: false }),
-      latents.shared ? number("shared", "seeds sharing it", "", latents.shared.map((count, i) => (latents.labels[i].length ? count : null)), "Number of other seeds in which the latent with the most similar decoder row has one of its labels too.") : null,
+      number("latent", d3.range(this.count), ascending),
+      number("support", latents.support),
+      latents.shared ? number("shared", latents.shared.map((count, i) => (latents.labels[i].length ? count : null))) : null,
+      column("labels", names, { text: (i) => names(i) || "–" }),
+      number("lift", latents.lift),
+      number("q", latents.q, ascending),
       ...this.cosineColumns(),
-      number("rate", "rate", "%", latents.support.map((count) => count / total), "Share of the validation samples on which the latent fires."),
-      { name: "best", title: "strongest tie", unit: "", get: (i) => (latents.support[i] ? samples.names[latents.best[i]] : null), meaning: "The property with the smallest p-value, significant or not." },
-      number("p", "p", "", latents.p, "One-sided p-value of Fisher's test for the strongest tie.", { descending: false }),
-      { name: "published", title: "published rule", unit: "", get: (i) => latents.published[i], text: (i) => latents.published[i] || "–", meaning: "What the published rule says of the texts of the latent's strongest samples. It calls most latents that fire once specialized." },
-      number("mean", "mean |z|", "", latents.mean, "Mean absolute activation over the samples on which the latent fires, in samples' units."),
-      number("fvu_rise", "fvu rise", "%", latents.fvu_rise, "By how much fvu rises if the latent is set to zero everywhere, in percentage points."),
-      latents.effect ? number("effect", "effect", "nats", latents.effect, "Mean change of the gold answer's log-probability when the latent is ablated in the model.", { descending: false }) : null,
+      number("rate", latents.support.map((count) => count / total)),
+      column("best", (i) => (latents.support[i] ? samples.names[latents.best[i]] : null)),
+      number("p", latents.p, ascending),
+      column("published", (i) => latents.published[i], { text: (i) => latents.published[i] || "–" }),
+      number("mean", latents.mean),
+      number("fvu_rise", latents.fvu_rise),
+      latents.effect ? number("effect", latents.effect, ascending) : null,
     ];
     return columns.filter((column) => column && d3.range(this.count).some((i) => !["", null, undefined].includes(column.get(i))));
   }
@@ -85,7 +92,8 @@ class LatentsView {
     if (!seeds.length) return [];
     const chance = shown(this.index.cosine_by_chance[this.member]);
     const best = d3.range(this.count).map((i) => d3.max(seeds, (match) => (match.cosine[i] === null ? null : Math.abs(match.cosine[i]))) ?? null);
-    return [{ name: "cosine", title: "cosine in seeds", unit: "", get: (i) => best[i], descending: true, meaning: `Largest absolute cosine of the decoder row with one of another seed. Random directions would have ${chance} on average.` }];
+    const column = this.meaning("latent", "cosine");
+    return [{ ...column, get: (i) => best[i], descending: true, meaning: `${column.meaning} Here it is ${chance} on average.` }];
   }
 
   /** Labels in all seeds of the setting, in how many they are shared, and what chance gives. */
@@ -93,18 +101,19 @@ class LatentsView {
     const found = this.index.seeds.find((of) => of.members.includes(this.member));
     if (!found) return this.seeds.replaceChildren();
     const order = d3.range(this.samples.names.length).sort((a, b) => found.shared[b] - found.shared[a] || found.labeled[b] - found.labeled[a]);
+    const columns = Object.keys(this.index.glossary.sharing).filter((name) => name !== "shared_by_all" || found.members.length > 2).map((name) => this.meaning("sharing", name));
     const rows = order.filter((p) => found.labeled[p] > 0).map((p) => element("tr", {},
       element("td", {}, element("a", { href: this.sharedAddress(found, p) }, this.samples.names[p])),
-      ...["labeled", "labeled_shuffled", "shared", "shared_shuffled", "shared_dealt", "p_value", "cosine"].map((name) => element(name === "shared" ? "td.number.main" : "td.number", {}, shown(found[name][p]))),
+      ...columns.map(({ name }) => element(name === "shared" ? "td.number.main" : "td.number", {}, shown(found[name][p]))),
     ));
-    const head = element("tr", {}, [["property", ""], ["labeled", "Latents with the label, all seeds together"], ["by chance, shuffled", "The same after shuffling the problems, mean of 20"], ["shared by seeds", "Those whose most similar latent in another seed has the label too"], ["by chance, shuffled", "The same after shuffling the problems, mean of 20"], ["by chance, dealt", "Each seed's labels dealt anew among its latents that fire, mean of 200"], ["p", "Share of the deals that reach the number found, itself counted"], ["mean |cosine|", "Of the decoder rows of each shared latent and the most similar one of another seed"]].map(([text, title], n) => element(n ? "th.number" : "th", { title }, text)));
+    const head = element("tr", {}, element("th", {}, "property"), columns.map((column) => element("th.number", {}, `${column.title} `, help(column))));
     const none = order.filter((p) => found.labeled[p] === 0).map((p) => this.samples.names[p]);
     const content = rows.length && element("div.wide", {}, element("table.plain", {}, element("thead", {}, head), element("tbody", {}, rows)));
     const summary = `Labels shared by the ${found.members.length} seeds of this setting, beside chance`;
     this.seeds.replaceChildren(
       element("details.seeds", { open: this.seedsOpen ?? true, ontoggle: (event) => { this.seedsOpen = event.target.open; } }, element("summary", {}, summary), content || null,
         none.length ? element("p", {}, `No latent of these seeds has the label ${none.join(", ")}.`) : null,
-        element("p.note", {}, `Chance: the labels of shuffled problems, or of each seed dealt anew among its latents that fire. A latent counts as shared if the latent of another seed with the most similar decoder row has the same label; the best of as many random directions has a cosine of ${shown(this.index.cosine_by_chance[this.member])}. Click a property to list its latents, the shared ones first.`)),
+        element("p.note", {}, `Chance: the labels of shuffled problems, or each seed's labels dealt anew among its latents that fire; p is the share of deals that reach what was found. A latent counts as shared if the latent of another seed with the most similar decoder row has the same label; the best of as many random directions has a cosine of ${shown(this.index.cosine_by_chance[this.member])}. Click a property to list its latents in the seed that shares most of them, the shared ones first.`)),
       this.index.seeds.length > 1 ? this.allSettings() : "");
   }
 
@@ -127,14 +136,14 @@ class LatentsView {
   /** Shared and labeled latents of every setting with several seeds on this page. */
   allSettings() {
     const { names } = this.samples;
-    const head = element("tr", {}, element("th", {}, "setting"), names.map((name) => element("th.number", {}, name)));
-    const rows = this.index.seeds.map((of) => element("tr", {},
-      element("td", {}, this.sweepView.name(of.members[0], this.sweepView.sweep.shown_fields)),
-      names.map((name, p) => element("td.number", {}, of.labeled[p]
-        ? element("a", { href: this.sharedAddress(of, p), title: `${of.shared[p]} shared; by chance ${shown(of.shared_shuffled[p])} with shuffled problems, ${shown(of.shared_dealt[p])} with labels dealt anew (p ${shown(of.p_value[p])})` }, `${of.shared[p]} of ${of.labeled[p]}`)
-        : "0"))));
-    return element("details.seeds", {}, element("summary", {}, "The same for every setting"), element("div.wide", {}, element("table.plain", {}, head, rows)),
-      element("p.note", {}, "Shared latents of the labeled ones, all seeds of the setting together. What chance gives is in the tooltip, and in the table above once the setting is open."));
+    const order = d3.sort(d3.range(names.length), (p) => -d3.sum(this.index.seeds, (of) => of.labeled[p]));
+    const cell = (of, p) => element("td.number", {}, of.labeled[p]
+      ? [element("a", { href: this.sharedAddress(of, p) }, `${of.shared[p]} of ${of.labeled[p]}`), element("small", {}, `chance ${shown(of.shared_dealt[p])}`)]
+      : "0");
+    const head = element("tr", {}, element("th", {}, "setting"), order.map((p) => element("th.number", {}, names[p])));
+    const rows = this.index.seeds.map((of) => element("tr", {}, element("td", {}, this.sweepView.name(of.members[0], this.sweepView.sweep.shown_fields)), order.map((p) => cell(of, p))));
+    return element("details.seeds", {}, element("summary", {}, "The same for every setting"), element("div.wide", { tabIndex: 0 }, element("table.plain", {}, head, rows)),
+      element("p.note", {}, "Latents shared by at least one other seed, of the labeled ones, all seeds of the setting together; below, how many would be shared with labels dealt anew. A link opens the setting with its p in the table above. The properties with the most latents come first."));
   }
 
   render() {
@@ -199,7 +208,7 @@ class LatentsView {
     }
     const at = this.order.indexOf(i);
     const step = (by) => () => this.step(by);
-    const stats = this.columns.filter((column) => !["latent"].includes(column.name)).map((column) => element("div.stat", {}, element("dt", {}, column.title, " ", button("?", () => explain(column), { className: "help", "aria-label": `What ${column.title} means` })), element("dd", {}, column.text ? column.text(i) : withUnit(column.get(i), column.unit))));
+    const stats = this.columns.filter((column) => !["latent"].includes(column.name)).map((column) => element("div.stat", {}, element("dt", {}, column.title, " ", help(column)), element("dd", {}, column.text ? column.text(i) : withUnit(column.get(i), column.unit))));
     this.detail.replaceChildren(
       element("div.tools", {}, element("h2", {}, `Latent ${i}`), element("span", {}, this.sweepView.name(this.member)), button("← before (k)", step(-1), { disabled: at <= 0 }), button("next (j) →", step(1), { disabled: at < 0 || at >= this.order.length - 1 }),
         element("a.button", { href: address("latents", { member: this.member, latent: i }), title: "An address that opens exactly this latent" }, "Link")),

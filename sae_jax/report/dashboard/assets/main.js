@@ -12,11 +12,12 @@ function explain(column) {
   dialog.showModal();
 }
 
-function fillGlossary(root, columns) {
-  const known = columns.filter((column) => column.meaning);
+function fillGlossary(root, columns, index) {
+  const list = (of) => element("dl.glossary", {}, of.filter((column) => column.meaning).flatMap((column) => [element("dt", {}, `${column.title}${column.unit ? ` [${column.unit}]` : ""} `, element("code", {}, column.name)), element("dd", {}, column.meaning, { up: " Higher is better.", down: " Lower is better." }[column.better] ?? "")]));
+  const meanings = (kind) => Object.entries(index.glossary[kind]).map(([name, meaning]) => meaningOf(name, meaning));
   root.append(element("h2", {}, "What the numbers mean"),
     element("p", {}, "Metrics are taken on validation samples, which no SAE was trained on. An interval is 95 % of Student's t over seeds; that of stability, a score of pairs of seeds, is a jackknife."),
-    element("dl.glossary", {}, known.flatMap((column) => [element("dt", {}, `${column.title}${column.unit ? ` [${column.unit}]` : ""} `, element("code", {}, column.name)), element("dd", {}, column.meaning, { up: " Higher is better.", down: " Lower is better." }[column.better] ?? "")])));
+    list(columns), element("h2", {}, "Latents"), list(meanings("latent")), element("h2", {}, "Labels shared by seeds"), list(meanings("sharing")));
 }
 
 async function start() {
@@ -24,7 +25,7 @@ async function start() {
   const sections = Object.fromEntries(["sweep", "latents", "glossary"].map((name) => [name, document.getElementById(name)]));
   const sweepView = new SweepView(sections.sweep, sweep, index.members);
   const latentsView = new LatentsView(sections.latents, sweepView, index);
-  fillGlossary(sections.glossary, sweepView.all);
+  fillGlossary(sections.glossary, sweepView.all, index);
 
   const show = async () => {
     const { view, query } = place();

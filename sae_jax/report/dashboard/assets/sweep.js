@@ -21,8 +21,8 @@ class SweepView {
 
   column(name) {
     const values = this.sweep.columns[name];
-    const [title, unit, better, text] = this.sweep.glossary[name];
-    return { name, title, unit, better, meaning: text, get: (i) => values[i], descending: better === "up" };
+    const column = meaningOf(name, this.sweep.glossary[name]);
+    return { ...column, get: (i) => values[i], descending: column.better === "up" };
   }
 
   initialColumns() {
@@ -208,7 +208,7 @@ class SweepView {
         return { members: setting.members, x: this.byName.get(this.xName).get(first), mean: scale * mean, half: half === null ? null : scale * half, chance: chance === null ? null : scale * chance, series: series.map((name) => this.byName.get(name).get(first)).join("|"),
           title: `${this.name(first, this.sweep.shown_fields)}\n${column.title} ${withInterval(setting.summaries[column.name], column.unit)}${byChance}` };
       }).filter((point) => point.x !== null);
-      const title = element("h3", {}, column.title, " ", button("?", () => explain(column), { className: "help", "aria-label": `What ${column.title} means` }));
+      const title = element("h3", {}, column.title, " ", help(column));
       const plot = points.length ? panelPlot(width, points, column, this.xName, this.byName.get(this.xName).title, (point) => this.color(point.members[0]), this.chosen, (point, event) => this.choose(point.members, event)) : "No member to draw.";
       return element("div.panel", {}, title, plot);
     });

@@ -39,15 +39,25 @@ class RowTable {
     this.table.setAttribute("aria-rowcount", order.length);
     this.drawn = null;
     this.draw();
+    if (sort !== this.sort) this.showColumn(sort);
+    this.sort = sort;
+  }
+
+  /** Scrolls sideways to a column that is not in sight. */
+  showColumn(name) {
+    const heading = [...this.head.children].find((of) => of.dataset.column === name);
+    if (!heading) return;
+    const [left, right] = [heading.offsetLeft, heading.offsetLeft + heading.offsetWidth];
+    if (left < this.root.scrollLeft || right > this.root.scrollLeft + this.root.clientWidth) this.root.scrollLeft = right - this.root.clientWidth;
   }
 
   heading(column, sort, descending) {
     const sorted = column.name === sort;
-    const arrow = sorted ? (descending ? " ↓" : " ↑") : "";
+    const arrow = sorted ? (descending ? "↓ " : "↑ ") : "";
     const unit = column.unit && column.unit !== column.title ? ` [${column.unit}]` : "";
-    const title = button(`${column.title}${unit}${arrow}`, () => this.onSort(column.name, sorted ? !descending : column.descending ?? false), { className: "sort" });
-    const help = column.meaning ? button("?", () => explain(column), { className: "help", "aria-label": `What ${column.title} means` }) : null;
-    return element(column.numeric ? "th.number" : "th", { scope: "col", "data-column": column.name, "aria-sort": sorted ? (descending ? "descending" : "ascending") : "none" }, title, help);
+    const title = button(`${arrow}${column.title}${unit}`, () => this.onSort(column.name, sorted ? !descending : column.descending ?? false), { className: "sort" });
+    const meaning = column.meaning ? help(column) : null;
+    return element(column.numeric ? "th.number" : "th", { scope: "col", "data-column": column.name, "aria-sort": sorted ? (descending ? "descending" : "ascending") : "none" }, title, meaning);
   }
 
   width(column) {
