@@ -58,6 +58,8 @@ function panelPlot(width, points, column, xName, xTitle, color, chosen, onPoint)
   const isChosen = (point) => point.members.some((i) => chosen.has(i));
   const opacity = (point) => (any && !isChosen(point) ? 0.25 : 1);
   const byChance = points.filter((point) => point.chance !== null);
+  // The tip is also found from the chance level, which may be far from its setting.
+  const tipped = [...points, ...byChance.map((point) => ({ ...point, mean: point.chance }))];
   const svg = frame(width, {
     height: 240,
     ariaLabel: `${column.title} against ${xTitle}`,
@@ -69,21 +71,21 @@ function panelPlot(width, points, column, xName, xTitle, color, chosen, onPoint)
       Plot.line(points, { x: "x", y: "mean", z: "series", stroke: (point) => color(point), strokeOpacity: any ? 0.3 : 0.8, sort: "x" }),
       Plot.ruleX(points.filter((point) => point.half !== null), { x: "x", y1: (p) => p.mean - p.half, y2: (p) => p.mean + p.half, stroke: (point) => color(point), strokeOpacity: opacity, strokeWidth: 1.5 }),
       Plot.dot(points, { className: "settings", x: "x", y: "mean", r: (point) => (isChosen(point) ? 6 : 4), fill: (point) => color(point), fillOpacity: opacity, stroke: (point) => (isChosen(point) ? "currentColor" : "none") }),
-      Plot.tip(points, Plot.pointer({ x: "x", y: "mean", title: "title" })),
+      Plot.tip(tipped, Plot.pointer({ x: "x", y: "mean", title: "title" })),
     ],
   });
   return clickable(svg, onPoint);
 }
 
 function lossPlot(width, curves, color) {
-  const points = curves.flatMap((curve) => curve.steps.map((step, n) => ({ ...curve, step, loss: curve.losses[n] }))).filter((point) => point.loss !== null && point.loss > 0);
+  const points = curves.flatMap((curve) => curve.steps.map((step, n) => ({ ...curve, step, loss: curve.losses[n], share: curve.losses[n] / curve.losses[0] }))).filter((point) => point.loss !== null && point.loss > 0);
   return frame(width, {
     ariaLabel: "training loss against step",
     x: { type: "log", label: "training step →", ticks: 4, tickFormat: "~s" },
-    y: { type: "log", label: "↑ training loss", ticks: 4, tickFormat: "~g" },
+    y: { type: "log", label: "↑ training loss / that of the first step", ticks: 4, tickFormat: "~g" },
     marks: [
-      Plot.line(points, { x: "step", y: "loss", z: "member", stroke: (point) => color(point), strokeWidth: 1.5 }),
-      Plot.tip(points, Plot.pointer({ x: "step", y: "loss", title: (point) => `${point.title}\nstep ${point.step}: loss ${shown(point.loss)}` })),
+      Plot.line(points, { x: "step", y: "share", z: "member", stroke: (point) => color(point), strokeWidth: 1.5 }),
+      Plot.tip(points, Plot.pointer({ x: "step", y: "share", title: (point) => `${point.title}\nstep ${point.step}: loss ${shown(point.loss)}` })),
     ],
   });
 }

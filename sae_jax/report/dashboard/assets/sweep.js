@@ -14,7 +14,8 @@ class SweepView {
     this.shownColumns = new Set(this.initialColumns());
     const colors = this.fields.filter((name) => !["seed", "data_seed"].includes(name));
     this.colorFields = colors.length ? colors : ["k"];
-    this.colorBy = ["k", "architecture", "d_sae"].find((name) => colors.includes(name)) ?? this.colorFields[0];
+    const hasAll = (name) => this.sweep.columns[name].every((value) => value !== null);
+    this.colorBy = ["k", "architecture", "d_sae", ...this.colorFields].find((name) => colors.includes(name) && hasAll(name)) ?? this.colorFields[0];
     this.xName = this.fields.includes("d_sae") || !this.fields.includes("k") ? "d_sae" : "k";
     this.build();
   }
@@ -26,10 +27,12 @@ class SweepView {
   }
 
   initialColumns() {
-    const wanted = ["architecture", "layer", "position", "k", "target_l0", "d_sae", "seed"];
+    // A small screen shows three columns or so.
+    const first = innerWidth <= 500 ? ["architecture", "fvu", "l0"] : ["architecture"];
+    const wanted = [...first, "layer", "position", "k", "target_l0", "d_sae", "seed"];
     const fields = this.fields.filter((name) => !wanted.includes(name) && name !== "data_seed");
     const scores = ["fvu", "l0", "dead_fraction", "calibrated_rate_supported", "calibrated_null", "published_rate", "published_null", "feature_stability", "explained_variance", "diverged_at"];
-    return [...wanted, ...fields, ...scores].filter((name) => this.varying.includes(name) || ["k", "d_sae", "seed"].includes(name));
+    return [...new Set([...wanted, ...fields, ...scores])].filter((name) => this.varying.includes(name) || ["k", "d_sae", "seed"].includes(name));
   }
 
   build() {
@@ -71,7 +74,7 @@ class SweepView {
         element("figure", {}, element("figcaption", {}, element("h2", {}, "Best at one sparsity"), element("p", {}, "Settings whose mean L0 is within 10 % of this, by fvu: mean over seeds ± 95 % interval.")),
           element("label.field", {}, element("span", {}, "L0"), this.l0), this.best)),
       element("figure", {}, element("figcaption", {}, element("h2", {}, "What size and sparsity do"), element("p", {}, "Means over seeds with 95 % intervals, where there are several. Dotted lines with × are what chance gives: shuffled problems, or random directions. Death and reconstruction have no chance level.")),
-        element("div.tools", {}, select("Against", ["d_sae", "k"].map((name) => [name, this.byName.get(name).title]), this.xName, (name) => { this.xName = name; this.draw(); })), this.panels),
+        element("div.tools", {}, select("Against", ["d_sae", "k"].map((name) => [name, this.byName.get(name).title]), this.xName, (name) => { this.xName = name; this.draw(); })), this.panelNote = element("p.note"), this.panels),
       this.hasMap ? element("figure", {}, element("figcaption", {}, element("h2", {}, "Layers and positions"), element("p", {}, "Mean over the members of a cell that pass the filter. Click a cell to keep its members alone.")),
         element("div.tools", {}, select("Show", measures.map((column) => [column.name, column.title]), this.mapColumn, (name) => { this.mapColumn = name; this.drawMap(); })), this.map) : [],
       element("figure", {}, element("figcaption", {}, element("h2", {}, "Training loss"), this.lossNote = element("p")), this.losses),
@@ -97,12 +100,15 @@ class SweepView {
   /** Reads the address. */
   update(query) {
     const numbers = (query.get("chosen") ?? "").split(",").filter(Boolean).map(Number);
+    const before = this.chosen ?? new Set();
     this.chosen = new Set(numbers.filter((i) => Number.isInteger(i) && i >= 0 && i < this.count));
     this.query = query;
     if (this.filter.value !== (query.get("filter") ?? "")) this.filter.value = query.get("filter") ?? "";
     const facets = this.fields.filter((name) => new Set(this.sweep.columns[name]).size <= 24);
     facets.forEach((name, n) => { this.facets[n].querySelector("select").value = query.get(`is_${name}`) ?? ""; });
     this.render();
+    const added = this.table.order.findIndex((i) => this.chosen.has(i) && !before.has(i));
+    if (added >= 0) this.table.reveal(added);
   }
 
   render() {
@@ -146,12 +152,20 @@ class SweepView {
       .map((name) => (name === "architecture" ? this.byName.get(name).get(i) : `${this.byName.get(name).title} ${shown(this.byName.get(name).get(i))}`)).join(", ");
   }
 
+  /** Names of members, of many the first. */
+  listed(members, fields = null) {
+    const rest = members.length - 6;
+    return members.slice(0, 6).map((i) => this.name(i, fields)).join("; ") + (rest > 0 ? `; and ${rest} more` : "");
+  }
+
   draw() {
     if (this.root.hidden || !this.visible) return;
     const values = this.byName.get(this.colorBy);
-    this.colors = colorsOf(this.visible.map((i) => values.get(i)));
+    // Colors of all members, so that a filter changes none.
+    this.colors = colorsOf(d3.range(this.count).map(values.get));
+    const inSight = new Set(this.visible.map(values.get));
     this.color = (i) => this.colors.get(values.get(i));
-    this.legend.replaceChildren(element("span", {}, `${values.title}:`), ...[...this.colors].slice(0, 16).map(([value, color]) => {
+    this.legend.replaceChildren(element("span", {}, `${values.title}:`), ...[...this.colors].filter(([value]) => inSight.has(value)).slice(0, 16).map(([value, color]) => {
       const dot = element("i");
       dot.style.background = color;
       return element("span.key", {}, dot, shown(value));
@@ -198,6 +212,9 @@ class SweepView {
     const columns = PANELS.filter((name) => this.measured(name)).map((name) => this.byName.get(name));
     const width = Math.max(280, Math.min(460, this.panels.clientWidth / Math.max(1, Math.floor(this.panels.clientWidth / 360)) - 12));
     const series = this.sweep.shown_fields.filter((name) => name !== this.xName);
+    const x = this.byName.get(this.xName);
+    const leftOff = this.settings().filter((setting) => x.get(setting.members[0]) === null);
+    this.panelNote.textContent = leftOff.length ? `Left off, since they have no ${x.title}: ${this.listed(leftOff.map((setting) => setting.members[0]), this.sweep.shown_fields)}.` : "";
     const panels = columns.map((column) => {
       const scale = column.unit === "%" ? 100 : 1;
       const points = this.settings().filter((setting) => setting.summaries[column.name][0] !== null).map((setting) => {
@@ -205,12 +222,14 @@ class SweepView {
         const chance = this.chance(setting, column.name);
         const first = setting.members[0];
         const byChance = chance === null ? "" : `\nby chance ${withUnit(chance, column.unit)}`;
-        return { members: setting.members, x: this.byName.get(this.xName).get(first), mean: scale * mean, half: half === null ? null : scale * half, chance: chance === null ? null : scale * chance, series: series.map((name) => this.byName.get(name).get(first)).join("|"),
+        return { members: setting.members, x: x.get(first), mean: scale * mean, half: half === null ? null : scale * half, chance: chance === null ? null : scale * chance, series: series.map((name) => this.byName.get(name).get(first)).join("|"),
           title: `${this.name(first, this.sweep.shown_fields)}\n${column.title} ${withInterval(setting.summaries[column.name], column.unit)}${byChance}` };
       }).filter((point) => point.x !== null);
       const title = element("h3", {}, column.title, " ", help(column));
-      const plot = points.length ? panelPlot(width, points, column, this.xName, this.byName.get(this.xName).title, (point) => this.color(point.members[0]), this.chosen, (point, event) => this.choose(point.members, event)) : "No member to draw.";
-      return element("div.panel", {}, title, plot);
+      const plot = points.length ? panelPlot(width, points, column, this.xName, x.title, (point) => this.color(point.members[0]), this.chosen, (point, event) => this.choose(point.members, event)) : "No member to draw.";
+      // What the tip says of the chosen settings stays, where nothing can hover.
+      const chosen = points.filter((point) => point.members.some((i) => this.chosen.has(i))).slice(0, 3);
+      return element("div.panel", {}, title, plot, chosen.map((point) => element("p.note", {}, point.title.replaceAll("\n", "; "))));
     });
     this.panels.replaceChildren(...panels);
   }
@@ -237,9 +256,12 @@ class SweepView {
 
   drawLosses() {
     const chosen = [...this.chosen];
-    const members = (chosen.length ? chosen : this.settings().map((setting) => setting.members[0])).slice(0, MAX_CURVES);
-    const total = chosen.length || this.settings().length;
-    this.lossNote.textContent = `${chosen.length ? "The chosen members" : "The first seed of each setting"}${total > members.length ? `, ${members.length} of ${total}` : ""}. Steps are binned; a point is the mean loss of its bin, in the loss's own units.`;
+    const all = chosen.length ? chosen : this.settings().map((setting) => setting.members[0]);
+    // A loss that is not finite, or 0, at the first step gives no share of it.
+    const canDraw = (i) => this.sweep.curves[i][1][0] > 0;
+    const members = all.filter(canDraw).slice(0, MAX_CURVES);
+    const leftOut = all.filter((i) => !members.includes(i));
+    this.lossNote.textContent = `${chosen.length ? "The chosen members" : "The first seed of each setting"}, each loss as a share of its first step's, since architectures have losses of their own units. Steps are binned; a point is the mean of its bin.${leftOut.length ? ` Left out: ${this.listed(leftOut)}.` : ""}`;
     const curves = members.map((i) => ({ member: i, steps: this.sweep.curves[i][0], losses: this.sweep.curves[i][1], title: this.name(i) }));
     this.losses.replaceChildren(curves.length ? lossPlot(this.losses.clientWidth, curves, (point) => this.color(point.member) ?? "currentColor") : "No member to draw.");
   }
