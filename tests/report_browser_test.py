@@ -110,6 +110,45 @@ def test_what_is_chosen_in_one_place_is_seen_in_all(opened):
         assert reader.page.locator(marked).get_attribute("data-row") == "4"
 
 
+def test_plots_name_what_they_leave_out_and_a_filter_keeps_colors(opened, tmp_path):
+    _, result, _ = planted.planted(tmp_path / "store")
+    members = list(result.members)
+    for i in (3, 4, 5):
+        config = dataclasses.replace(members[i].config, k=None, architecture="relu")
+        losses = 1e6 * members[i].losses if i != 3 else np.full(200, np.nan, np.float32)
+        members[i] = dataclasses.replace(members[i], config=config, losses=losses)
+    sweep = SweepResult(members, result.train_config)
+    with opened(path=sae_jax.report.page(sweep, tmp_path / "page.html")) as reader:
+        # Three of the members lack K; all have an architecture.
+        assert reader.texts("#sweep .legend .key") == ["relu", "topk"]
+        colors = dict(reader.page.evaluate(COLORS))
+        reader.page.get_by_label("Against", exact=True).select_option("k")
+        assert reader.texts("#sweep figure > .note") == [
+            "Left off, since they have no K: d 6, relu."
+        ]
+        assert "Left out: d 6, relu, seed 0." in reader.texts("#sweep figure p")[-1]
+        reader.page.fill("#sweep input[type=search]", "topk")
+        reader.settle()
+        assert reader.texts("#sweep .legend .key") == ["topk"]
+        assert dict(reader.page.evaluate(COLORS)) == {"topk": colors["topk"]}
+
+
+COLORS = """[...document.querySelectorAll("#sweep .legend .key")]
+    .map((key) => [key.innerText, key.querySelector("i").style.background])"""
+
+
+def test_choosing_brings_the_row_and_its_chance_level_into_sight(opened, tmp_path):
+    _, small, _ = planted.planted(tmp_path / "store")
+    result = planted.repeated(small, 200)
+    written = sae_jax.report.page(result, tmp_path / "page.html")
+    with opened("#sweep?chosen=150", path=written) as reader:
+        row = reader.page.locator("#sweep tr.row[data-row='150']")
+        box, table = row.bounding_box(), reader.page.locator("#sweep .rows").bounding_box()
+        assert table["y"] < box["y"] < table["y"] + table["height"] - box["height"] + 1
+        stability = reader.texts("#sweep .panel .note")
+        assert len(stability) == reader.page.locator("#sweep .panel").count()
+
+
 def test_the_best_setting_at_a_sparsity_is_named(opened):
     with opened() as reader:
         reader.page.fill("#sweep input[type=number]", "2")

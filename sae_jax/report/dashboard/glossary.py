@@ -40,10 +40,10 @@ MEANINGS = {
         "architecture",
         "",
         "",
-        "How the SAE chooses the latents that fire: `topk` keeps the K largest of a sample,"
-        " `abs_topk` the K largest in absolute value, `batch_topk` as many over a whole batch;"
-        " `matryoshka` also makes the first latents reconstruct alone; `jumprelu`, `gated` and"
-        " `relu` have a penalty on firing in place of K.",
+        "How the SAE chooses the latents that fire: topk keeps the K largest of a sample,"
+        " abs_topk the K largest in absolute value, batch_topk as many over a whole batch;"
+        " matryoshka also makes the first latents reconstruct alone; jumprelu, gated and"
+        " relu have a penalty on firing in place of K.",
     ),
     "preset": Meaning(
         "preset", "", "", "The library whose latents, loss and constants the SAE has, if any."
@@ -65,31 +65,31 @@ MEANINGS = {
         "penalty's kind",
         "",
         "",
-        "What `jumprelu` penalizes: `step` counts the latents that fire, `tanh` adds up how"
+        "What jumprelu penalizes: step counts the latents that fire, tanh adds up how"
         " strongly they do.",
     ),
     "sparsity_warmup_steps": Meaning(
         "penalty's warm-up", "steps", "", "Steps over which the penalty grows from zero."
     ),
     "bandwidth": Meaning(
-        "bandwidth", "", "", "Width around a threshold in which `jumprelu` has a gradient."
+        "bandwidth", "", "", "Width around a threshold in which jumprelu has a gradient."
     ),
     "threshold_init": Meaning(
-        "first threshold", "", "", "Thresholds of `jumprelu` before the first step."
+        "first threshold", "", "", "Thresholds of jumprelu before the first step."
     ),
     "prefix_fractions": Meaning(
-        "prefixes", "", "", "Shares of the dictionary that `matryoshka` makes reconstruct alone."
+        "prefixes", "", "", "Shares of the dictionary that matryoshka makes reconstruct alone."
     ),
     "normalize": Meaning(
         "normalize",
         "",
         "",
-        "What was done to the samples before training: `center` subtracts their mean,"
-        " `center_and_scale` also makes their mean square 1, `layer_norm` standardizes each"
+        "What was done to the samples before training: center subtracts their mean,"
+        " center_and_scale also makes their mean square 1, layer_norm standardizes each"
         " sample. All metrics are of raw samples.",
     ),
     "center_input": Meaning(
-        "center input", "", "", "Whether `b_dec` is subtracted from a sample before encoding."
+        "center input", "", "", "Whether b_dec is subtracted from a sample before encoding."
     ),
     "b_dec_init": Meaning("first b_dec", "", "", "What the decoder's bias started from."),
     "tied_init": Meaning(
@@ -248,9 +248,7 @@ LATENT_MEANINGS = {
         "Largest absolute cosine of the decoder row with one of another seed. Chance is the best"
         " of as many random directions.",
     ),
-    "rate": Meaning(
-        "rate", "%", "", "Share of the validation samples on which the latent fires."
-    ),
+    "rate": Meaning("rate", "%", "", "Share of the validation samples on which the latent fires."),
     "best": Meaning(
         "strongest tie", "", "", "The property with the smallest p-value, significant or not."
     ),
@@ -278,8 +276,7 @@ LATENT_MEANINGS = {
         "effect",
         "nats",
         "",
-        "Mean change of the gold answer's log-probability when the latent is ablated in the"
-        " model.",
+        "Mean change of the gold answer's log-probability when the latent is ablated in the model.",
     ),
 }
 """Columns of the table of latents."""

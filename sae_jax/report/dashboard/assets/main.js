@@ -25,7 +25,9 @@ async function start() {
   const sections = Object.fromEntries(["sweep", "latents", "glossary"].map((name) => [name, document.getElementById(name)]));
   const sweepView = new SweepView(sections.sweep, sweep, index.members);
   const latentsView = new LatentsView(sections.latents, sweepView, index);
-  fillGlossary(sections.glossary, sweepView.all, index);
+  // Of the configuration only what differs between members.
+  const columns = sweepView.all.filter(({ name }) => !sweep.fields.includes(name) || sweepView.varying.includes(name) || ["k", "d_sae", "architecture"].includes(name));
+  fillGlossary(sections.glossary, columns, index);
 
   const show = async () => {
     const { view, query } = place();

@@ -1,6 +1,6 @@
 // The sweep as a whole: the table of its members, and plots that choose from it.
 
-const MAX_CURVES = 12;
+const MAX_CURVES = 24;
 
 class SweepView {
   constructor(root, sweep, withLatents) {

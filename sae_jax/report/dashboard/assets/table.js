@@ -118,7 +118,7 @@ class RowTable {
 
   reveal(n) {
     const top = n * ROW_HEIGHT;
-    const height = this.root.clientHeight - 2 * ROW_HEIGHT;
+    const height = this.root.clientHeight - this.head.offsetHeight - ROW_HEIGHT;
     if (top < this.root.scrollTop) this.root.scrollTop = top;
     else if (top > this.root.scrollTop + height) this.root.scrollTop = top - height;
     this.redraw();
