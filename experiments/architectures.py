@@ -7,8 +7,8 @@ of steps. On recorded activations, one row a problem:
         --output=runs/architectures
 
 Writes `results.csv` (one row for each member), `results.md` (means over seeds with intervals,
-beside what chance gives), two figures and the sweep into --output. First results,
-not of this script, are in docs/architectures.md. A run that was stopped continues with --resume.
+beside what chance gives), two figures and the sweep into --output; docs/architectures.md shows
+them. A run that was stopped continues with --resume. Cost: about 100 minutes on 2 CPU cores.
 """
 
 import shutil
@@ -251,6 +251,7 @@ def draw(rows: Rows, floor: dict[int, float], output: Path) -> None:
                 )
             if column == "fvu":
                 axis.plot(list(floor), list(floor.values()), "k:", label="PCA")
+                axis.set_yscale("log")
             axis.set(title=f"normalize = {arm}, d = {d_sae}", xlabel="L0", ylabel=label)
         axes[0, 0].legend(fontsize="small", ncols=2)
         figure.savefig(output / f"{column}.png")
