@@ -39,6 +39,8 @@ from sae_jax.sweep.loop import plan_for
 
 KEEP_K = ("abs_topk", "topk", "batch_topk", "matryoshka")
 REACH_L0 = ("jumprelu", "gated", "relu")
+# Fewer would cost less than what starting a sweep varies by.
+_TIMED_STEPS = 64
 PREFIXES = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)
 
 _ACTIVATIONS = flags.DEFINE_string("activations", None, "A finished store.")
@@ -164,8 +166,9 @@ def add_cost(rows: Rows, configs: Sequence[sae_jax.SAEConfig], split: sae_jax.Sp
 
         seconds(1)
         steps = -(-len(split.train) // sae_jax.TrainConfig().batch_size)
-        longer = statistics.median(seconds(4) - seconds(1) for _ in range(3))
-        cost[kind] = 1e3 * longer / (3 * steps * len(timed))
+        epochs = -(-_TIMED_STEPS // steps)
+        longer = statistics.median(seconds(1 + epochs) - seconds(1) for _ in range(3))
+        cost[kind] = 1e3 * longer / (epochs * steps * len(timed))
     for row in rows:
         row["ms_per_step"] = cost[row["architecture"], row["d_sae"]]
 
