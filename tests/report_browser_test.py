@@ -11,7 +11,7 @@ from chromium import Reader, chromium
 
 import sae_jax
 from sae_jax import SAEConfig, SweepResult, TrainConfig
-from sae_jax.activations.writer import StorePlan, StoreWriter, write_store
+from sae_jax.activations.writer import write_store
 from sae_jax.problems import Problem
 from sae_jax.sweep.result import Member
 
@@ -315,23 +315,14 @@ def test_a_map_shows_layers_and_positions(opened, tmp_path):
 
 
 def test_activations_show_on_the_tokens(opened, tmp_path):
-    problems, x = planted.problems(), planted.activations()
-    samples = np.stack([x / 2, x], axis=1).reshape(-1, planted.D_IN)
-    counts = [2] * len(problems)
-    plan = StorePlan(
-        "tiny", [3], ["all"], planted.D_IN, problems, dtype="float32", rows_per_problem=counts
-    )
-    (tmp_path / "store").mkdir()
-    writer = StoreWriter(tmp_path / "store", plan)
-    writer.prepare()
-    writer.write_shard(0, samples[None, None])
+    store, samples = planted.token_store(tmp_path / "store")
     config = SAEConfig(d_sae=8, k=2, layer=3, position="all", architecture="topk")
     member, _ = planted.member(config, samples, planted.order_of(0))
     written = sae_jax.report.page(
         SweepResult([member], TrainConfig()),
         tmp_path / "page.html",
-        val=writer.finish().select(3, "all"),
-        tokens={problem.id: ["<b>one</b>", " two"] for problem in problems},
+        val=store.select(3, "all"),
+        tokens={problem.id: ["<b>one</b>", " two"] for problem in store.problems},
     )
     latent = latent_of(0, planted.DIVISION)
     with opened(f"#latents?latent={latent}", path=written) as reader:

@@ -8,7 +8,7 @@ import planted
 import pytest
 
 from sae_jax import SAEConfig, SweepResult, TrainConfig, formats
-from sae_jax.activations.writer import StorePlan, StoreWriter, write_store
+from sae_jax.activations.writer import write_store
 from sae_jax.features.logit_lens import Vocabulary
 from sae_jax.report.neuronpedia import SKIPPED_NAME, write_neuronpedia
 from sae_jax.report.saedashboard import write_saedashboard
@@ -84,23 +84,14 @@ def test_a_latents_numbers_are_numpys(sweep, tmp_path):
 
 
 def test_tokens_carry_their_own_activations(tmp_path):
-    problems, x = planted.problems(), planted.activations()
-    samples = np.stack([x / 2, x], axis=1).reshape(-1, planted.D_IN)
-    counts = [2] * len(problems)
-    plan = StorePlan(
-        "tiny", [3], ["all"], planted.D_IN, problems, dtype="float32", rows_per_problem=counts
-    )
-    (tmp_path / "store").mkdir()
-    writer = StoreWriter(tmp_path / "store", plan)
-    writer.prepare()
-    writer.write_shard(0, samples[None, None])
-    val = writer.finish().select(3, "all")
+    store, samples = planted.token_store(tmp_path / "store")
+    val = store.select(3, "all")
     config = SAEConfig(d_sae=8, k=2, layer=3, position="all", architecture="topk")
     member, _ = planted.member(config, samples, planted.order_of(0))
     names = {"model_id": "tiny", "sae_set": "planted"}
     with pytest.raises(ValueError, match="several samples, which are tokens; give their texts"):
         write_neuronpedia(member, val, tmp_path / "out", **names)
-    tokens = {problem.id: ["one", " two"] for problem in problems}
+    tokens = {problem.id: ["one", " two"] for problem in store.problems}
     wrong = tokens | {"p-3": ["one"]}
     with pytest.raises(ValueError, match="problem p-3 has 2 samples and 1 tokens"):
         write_neuronpedia(member, val, tmp_path / "out", tokens=wrong, **names)

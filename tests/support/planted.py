@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from sae_jax import SAEConfig, SweepResult, TrainConfig
-from sae_jax.activations.writer import write_store
+from sae_jax.activations.writer import StorePlan, StoreWriter, write_store
 from sae_jax.problems import Problem
 from sae_jax.sweep.result import Member
 
@@ -86,6 +86,20 @@ def planted(folder):
             members.append(made)
             latents.append(z)
     return store, SweepResult(members, TrainConfig()), latents
+
+
+def token_store(folder):
+    """A store of two tokens a problem, half of its activation and all of it; and its samples."""
+    samples = np.stack([activations() / 2, activations()], axis=1).reshape(-1, D_IN)
+    counts = [2] * NUM_PROBLEMS
+    plan = StorePlan(
+        "tiny", [3], ["all"], D_IN, problems(), dtype="float32", rows_per_problem=counts
+    )
+    folder.mkdir()
+    writer = StoreWriter(folder, plan)
+    writer.prepare()
+    writer.write_shard(0, samples[None, None])
+    return writer.finish(), samples
 
 
 def repeated(result, count):
