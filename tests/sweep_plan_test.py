@@ -186,8 +186,8 @@ def test_scoring_is_part_of_the_memory_and_takes_as_many_at_once_as_fit():
     [
         # To train: 3 copies of all parameters and 5 of one member's, its activations, the data.
         (3, 5978, 2048, 256, (9 + 5) * 2_099_712 + 256 * (4 * 512 + 3 * 2048) + 2 * 5978 * 2048),
-        # To read a checkpoint: 4 copies of all.
-        (10, 256, 2048, 256, 40 * 2_099_712),
+        # To read a checkpoint: 3 copies of all, and half of each three times more.
+        (10, 256, 2048, 256, 45 * 2_099_712),
         # To score: 2 copies of all and 1.5 of one, its activations, the data.
         (2, 10, 16, 1, (4 + 1.5) * 16_912 + 512 * (6 * 512 + 4 * 16) + 10 * 16),
     ],

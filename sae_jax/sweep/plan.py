@@ -25,8 +25,9 @@ _STATE_COPIES = 3
 # Of the members that train at the same time: gradients, and one temporary.
 _STEP_COPIES = 2
 # While a checkpoint is read, array after array: the state, and the last encoder or decoder of
-# all members, half their parameters, twice more.
-_RESTORE_COPIES = 4
+# all members, half their parameters, three times more: as bytes of the file, which may be given
+# back late, as read, and as copied to where training may reuse it.
+_RESTORE_COPIES = 4.5
 # While members are scored: the parameters of all, and those that go into the result.
 _RESULT_COPIES = 2
 # Of the members that are scored at the same time: their parameters, with directions.
@@ -223,7 +224,7 @@ def _group(
         + sequential * state_copies * num_params
         + 2 * data_floats  # An epoch's batches are a copy.
     )
-    restoring = len(members) * _RESTORE_COPIES * num_params
+    restoring = int(len(members) * _RESTORE_COPIES * num_params)
     # Pre-activations, latents, their magnitudes and what selection compares; cosines of as
     # many decoder rows; reconstruction, residual and their deviations.
     num_score_activations = EVAL_BATCH_SIZE * (6 * width + 4 * d_out)
