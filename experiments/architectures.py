@@ -28,7 +28,6 @@ import sae_jax
 from sae_jax.activations.locks import lock_beside
 from sae_jax.extraction.export import import_slice
 from sae_jax.features.scoring import score_features
-from sae_jax.features.stability import stability_by_chance
 from sae_jax.markdown import markdown_table
 from sae_jax.metrics.pca import pca_fvu
 from sae_jax.problems import read_file
@@ -82,7 +81,6 @@ def work() -> None:
             overwrite=True,
         )
         rows = score_features(result, split.val)
-        add_chance(rows, result)
         add_cost(rows, configs, split)
         write_csv(rows, output / "results.csv")
         floor = pca_fvu(split.train.read(), split.val.read(), command.numbers(_SPARSITIES))
@@ -130,18 +128,6 @@ def members(train: sae_jax.Selection) -> list[sae_jax.SAEConfig]:
             own["prefix_fractions"] = PREFIXES
         configs += sae_jax.grid(architecture=architecture, **shared, **own)
     return configs
-
-
-def add_chance(rows: Rows, result: sae_jax.SweepResult) -> None:
-    """Adds `chance_stability`: that of as many random directions as are alive."""
-    index = {id(row): i for i, row in enumerate(rows)}
-    for setting in by_setting(rows):
-        found = [index[id(row)] for row in setting if row["diverged_at"] is None]
-        alive = [result.members[i].firing_rate > 0 for i in found]
-        d_in = result.sae(found[0]).d_out if found else 1
-        chance = stability_by_chance(alive, d_in, seed=0)
-        for row in setting:
-            row["chance_stability"] = chance if row["diverged_at"] is None else None
 
 
 def add_cost(rows: Rows, configs: Sequence[sae_jax.SAEConfig], split: sae_jax.Split) -> None:
@@ -203,7 +189,7 @@ _SHOWN = (
     ("calibrated_rate_supported", True),
     ("calibrated_null", True),
     ("feature_stability", False),
-    ("chance_stability", False),
+    ("stability_by_chance", False),
     ("ms_per_step", False),
 )
 _COLUMNS = [name for name, _ in _SHOWN if name != "feature_stability"]

@@ -330,7 +330,7 @@ def test_architectures_are_compared_beside_chance_and_with_their_cost(store, tmp
         if row["architecture"] in ("abs_topk", "topk"):
             assert float(row["l0"]) <= float(asked)
         assert np.isfinite(float(row["ms_per_step"]))
-        assert 0 < float(row["chance_stability"]) < 1
+        assert 0 < float(row["stability_by_chance"]) < 1
     # The best plane of 2 and of 4 dimensions, by another library.
     split = sae_jax.ActivationStore.open(store).select(4, 2).split(train_fraction=0.8, seed=42)
     train, val = split.train.read(), split.val.read()

@@ -14,7 +14,7 @@ from sae_jax.activations.selection import Selection
 from sae_jax.activations.slices import DataSlice
 from sae_jax.configs import SAEConfig
 from sae_jax.features.records import feature_summary
-from sae_jax.features.stability import stability_over_seeds
+from sae_jax.features.stability import stability_by_chance, stability_over_seeds
 from sae_jax.sweep.result import SweepResult
 
 
@@ -31,7 +31,8 @@ def score_features(
     Returns:
       One row for each member: its row of `result.table()`, the rates of `feature_summary`, and
       `feature_stability` and `feature_stability_matched` against all other seeds of the same
-      setting (NaN if there are none). The scores of a member that diverged are `None`.
+      setting (NaN if there are none), and `stability_by_chance`, what as many random directions
+      as are alive would have for the first. The scores of a member that diverged are `None`.
 
     Raises:
       ValueError: if a member's data slice is not among `val`.
@@ -62,12 +63,12 @@ def score_features(
     for i in trained:
         settings.setdefault(configs[i].setting, []).append(i)
     for members in settings.values():
-        stability = stability_over_seeds(
-            [result.members[i].params["w_dec"] for i in members],
-            [result.members[i].firing_rate > 0 for i in members],
-        )
+        decoders = [result.members[i].params["w_dec"] for i in members]
+        alive = [result.members[i].firing_rate > 0 for i in members]
+        chance = stability_by_chance(alive, decoders[0].shape[1], seed=0)
+        stability = stability_over_seeds(decoders, alive)
         for i, scored in zip(members, stability, strict=True):
-            scores[i] |= scored
+            scores[i] |= scored | {"stability_by_chance": chance}
     columns = dict.fromkeys(name for scored in scores.values() for name in scored)
     return [row | scores.get(i, columns) for i, row in enumerate(result.table())]
 

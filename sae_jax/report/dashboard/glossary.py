@@ -190,6 +190,9 @@ MEANINGS = {
         " on average over latents and seeds. 1 means that seeds find the same latents; its chance"
         " level is that of random directions.",
     ),
+    "stability_by_chance": Meaning(
+        "stability by chance", "", "", "The stability of as many random directions as are alive."
+    ),
     "feature_stability_matched": Meaning(
         "stability, one to one", "", "up", "The same with latents matched one to one."
     ),
