@@ -7,8 +7,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 .PHONY: demo test test-slow test-formats test-wheel mutants lint docs bench clean
 
 demo: .venv/demo
-	$(BIN)/python experiments/dictionary_scaling.py --num_problems=500 --seeds=3 \
-		--output=runs/demo --overwrite
+	$(BIN)/python experiments/demo.py --output=runs/demo --overwrite
 
 test: .venv/demo .venv/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore-glob="tests/*_parity*_test.py"

@@ -54,6 +54,12 @@ _PROMPT_TEMPLATE = flags.DEFINE_string(
 _LAYER = flags.DEFINE_integer("layer", 25, "0-based decoder layer.")
 _POSITION = flags.DEFINE_string("position", "3", "Continuous thought, or what the store has.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds of each config.", lower_bound=1)
+_NORMALIZE = flags.DEFINE_list(
+    "normalize", ["none"], "Arms as SAEConfig.normalize, comma-separated: none is as published."
+)
+_VARY_ORDER = flags.DEFINE_bool(
+    "vary_order", False, "Give each seed its own order of the data too."
+)
 _EPOCHS = flags.DEFINE_integer("epochs", 25, "Passes over the training samples.")
 _COMPUTE_DTYPE = flags.DEFINE_enum(
     "compute_dtype", "float32", COMPUTE_DTYPES, "Of the training's matrix products."
@@ -84,6 +90,8 @@ _SETTINGS = (
     _LAYER,
     _POSITION,
     _SEEDS,
+    _NORMALIZE,
+    _VARY_ORDER,
     _EPOCHS,
     _COMPUTE_DTYPE,
 )
@@ -121,10 +129,11 @@ def start_run(output: Path) -> None:
     path = output / RUN_NAME
     if _RESUME.value and path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
-        # As text, since earlier versions took positions for numbers.
-        changed = [name for name in settings if str(there.get(name)) != str(settings[name])]
+        # As text, since earlier versions took positions for numbers; they had fewer flags, too.
+        there = {flag.name: flag.default for flag in _SETTINGS} | there
+        changed = [name for name in settings if str(there[name]) != str(settings[name])]
         if changed:
-            details = "; ".join(f"{n} was {there.get(n)!r}, is {settings[n]!r}" for n in changed)
+            details = "; ".join(f"{n} was {there[n]!r}, is {settings[n]!r}" for n in changed)
             raise ValueError(f"{output} holds another run: {details}")
         return
     check_free(output, _OVERWRITE.value, marker=RUN_NAME)
@@ -165,7 +174,7 @@ def trained(split: sae_jax.Split, output: Path) -> sae_jax.SweepResult:
     folder = output / "sweep"
     if folder.exists():
         return sae_jax.SweepResult.load(folder)
-    configs = reference.grid(_SEEDS.value)
+    configs = reference.grid(_SEEDS.value, _NORMALIZE.value, vary_order=_VARY_ORDER.value)
     train_config = sae_jax.TrainConfig(epochs=_EPOCHS.value, compute_dtype=_COMPUTE_DTYPE.value)
     print(plan_for(configs, split.train, train_config))
     with log_to(_LOG_DIR.value) if _LOG_DIR.value else nullcontext() as log:

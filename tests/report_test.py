@@ -52,6 +52,14 @@ def test_the_grid_has_what_was_published_and_what_was_asked():
     assert reference.RESULTS[75, 512]["published_rate"] == pytest.approx(0.192, abs=5e-4)
 
 
+def test_arms_repeat_the_grid_and_seeds_may_vary_the_order():
+    configs = reference.grid(2, ("none", "center"), vary_order=True)
+    assert len(configs) == 2 * 14 * 2
+    assert [c.normalize for c in configs] == ["none"] * 28 + ["center"] * 28
+    assert all(config.data_seed == config.seed for config in configs)
+    assert {config.data_seed for config in reference.grid(2)} == {None}
+
+
 def test_csv_has_one_line_a_member(tmp_path):
     write_csv(rows(), tmp_path / "results.csv")
     with (tmp_path / "results.csv").open(newline="") as file:
@@ -130,6 +138,17 @@ def test_claims_name_the_measured_differences():
     # (512 - 250) / 1e4 is 2.62 points, the same for every seed.
     assert "over alive latents +2.62 ± 0.00 points" in c
     assert "published definition +0.26 ± 0.00 points, fvu -0.26 ± 0.00 points" in d
+
+
+def test_every_arm_has_its_own_claims():
+    arms = [row | {"normalize": "none"} for row in rows()]
+    arms += [row | {"normalize": "center", "dead_fraction": 0.0} for row in rows()]
+    found = reference.claims(arms)
+    assert len(found) == 8
+    assert found[0].startswith("normalize = none: (a)")
+    assert "16.0 ± " in found[0]
+    assert found[4].startswith("normalize = center: (a)")
+    assert "0.0 ± 0.0 %" in found[4]
 
 
 def test_the_page_warns_of_singletons_and_holds_all_parts(tmp_path):

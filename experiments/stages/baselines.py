@@ -70,8 +70,8 @@ def rows(study: Study) -> list[dict[str, Any]]:
     of_model, split = untrained_model(study)
     of_permuted = permuted(study)
     for result, scored in (
-        (of_frozen, score_features(of_frozen, study.central.val)),
-        (of_model, score_features(of_model, split.val)),
+        (of_frozen, score_features(of_frozen, study.central.val, progress=False)),
+        (of_model, score_features(of_model, split.val, progress=False)),
         (of_permuted, _stability_alone(of_permuted)),
     ):
         shared = _shared(result)

@@ -1,5 +1,7 @@
 """The published grid and its open questions, raw, centered, and centered and scaled."""
 
+import dataclasses
+
 import sae_jax
 from sae_jax.features.scoring import score_features
 from sae_jax.report import reference
@@ -9,25 +11,16 @@ from stages.study import ARMS, Study
 
 def sweep(study: Study) -> sae_jax.SweepResult:
     """The SAEs: every setting of the published grid in each arm, with every seed."""
-    settings = reference.grid(1)
     configs = [
-        member
-        for arm in ARMS
-        for setting in settings
-        for member in study.members(
-            k=setting.k,
-            d_sae=setting.d_sae,
-            normalize=arm,
-            layer=study.layer,
-            position=study.position,
-        )
+        dataclasses.replace(config, layer=study.layer, position=study.position)
+        for config in reference.grid(study.seeds, ARMS, vary_order=True)
     ]
     return study.sweep("grid", configs, study.central.train, study.central.val)
 
 
 def rows(study: Study) -> Rows:
     """One row a member: every metric and every rate of its features."""
-    return score_features(sweep(study), study.central.val)
+    return score_features(sweep(study), study.central.val, progress=False)
 
 
 def members_of(result: sae_jax.SweepResult, **fields: object) -> list[int]:

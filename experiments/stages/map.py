@@ -29,6 +29,6 @@ def rows(study: Study) -> Rows:
     ]
     val = [split.val for split in splits]
     result = study.sweep("map", configs, [s.train for s in splits], val, study.map_epochs)
-    found = score_features(result, val)
+    found = score_features(result, val, progress=False)
     study.forget("map")
     return found

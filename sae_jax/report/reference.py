@@ -4,6 +4,9 @@ Source: the public repository GusSand/CoT_Exploration (2025), report of 2025-10-
 seed of each setting on LLaMA-3.2-1B with CODI, layer 14, position 3, GSM8K validation split.
 """
 
+import dataclasses
+from collections.abc import Sequence
+
 import numpy as np
 
 from sae_jax import configs
@@ -29,13 +32,25 @@ RESULTS = {
 """Published values by (k, d_sae). The published rate is over the rarer ranks alone."""
 
 
-def grid(num_seeds: int) -> list[SAEConfig]:
-    """The configs of `GRID`, each with the seeds 0 to `num_seeds` - 1."""
-    return [
+def grid(
+    num_seeds: int, normalize: Sequence[str] = ("none",), *, vary_order: bool = False
+) -> list[SAEConfig]:
+    """The configs of `GRID`, each with the seeds 0 to `num_seeds` - 1.
+
+    Args:
+      num_seeds: number of seeds.
+      normalize: arms, as `SAEConfig.normalize`; the published one is `"none"`.
+      vary_order: whether a seed is that of the order of the samples too.
+    """
+    members = [
         config
+        for arm in normalize
         for k, sizes in GRID.items()
-        for config in configs.grid(d_sae=sizes, k=k, seed=range(num_seeds))
+        for config in configs.grid(normalize=arm, d_sae=sizes, k=k, seed=range(num_seeds))
     ]
+    if not vary_order:
+        return members
+    return [dataclasses.replace(config, data_seed=config.seed) for config in members]
 
 
 def claims(rows: Rows) -> list[str]:
@@ -46,9 +61,16 @@ def claims(rows: Rows) -> list[str]:
         `GRID`.
 
     Returns:
-      One line of Markdown for each claim. Intervals are 95 % of Student's t over seeds;
-      differences are paired by seed.
+      One line of Markdown for each claim, in each arm if there are several. Intervals are 95 % of
+      Student's t over seeds; differences are paired by seed.
     """
+    arms = list(dict.fromkeys(row.get("normalize") for row in rows))
+    if len(arms) > 1:
+        return [
+            f"normalize = {arm}: {claim}"
+            for arm in arms
+            for claim in claims([row for row in rows if row["normalize"] == arm])
+        ]
 
     def dead(d_sae: int, k: int) -> str:
         members = rows_of_setting(rows, {"d_sae": d_sae, "k": k})
