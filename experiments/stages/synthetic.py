@@ -52,7 +52,8 @@ def rows(study: Study) -> list[dict[str, Any]]:
         by_chance = _recovery(before, samples)
         found.append(
             row
-            | {"position": study.position, "num_features": NUM_FEATURES, "num_active": NUM_ACTIVE}
+            | {"position": study.position, "offset": ("none", "the study's")[row["position"]]}
+            | {"num_features": NUM_FEATURES, "num_active": NUM_ACTIVE}
             | _recovery(result.sae(i), samples)
             | {f"{name}_untrained": value for name, value in by_chance.items()}
         )

@@ -1,0 +1,1 @@
+"""What the study's document is made of: its tables, numbers, comparisons and figures."""
