@@ -4,10 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-formats test-wheel mutants lint docs bench clean
+.PHONY: demo study test test-slow test-formats test-wheel mutants lint docs bench clean
 
 demo: .venv/demo
 	$(BIN)/python experiments/demo.py --output=runs/demo --overwrite
+
+# The study's document, its tables and figures, from the committed results of its stages.
+study: .venv/core
+	$(BIN)/python experiments/study_report.py
 
 test: .venv/demo .venv/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore-glob="tests/*_parity*_test.py"

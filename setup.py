@@ -50,7 +50,11 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     # The scripts are files of the checkout, and of the wheel, where `sae-jax` finds them.
-    packages=[*find_packages(include=["sae_jax", "sae_jax.*"]), "sae_jax.scripts"],
+    packages=[
+        *find_packages(include=["sae_jax", "sae_jax.*"]),
+        "sae_jax.scripts",
+        "sae_jax.scripts.stages",
+    ],
     package_dir={"sae_jax.scripts": "experiments"},
     entry_points={"console_scripts": ["sae-jax = sae_jax.__main__:main"]},
     package_data={

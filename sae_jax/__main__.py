@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "export",
     "dictionary-scaling": "dictionary_scaling",
     "architectures": "architectures",
+    "study": "study",
 }
 """The script that each command runs."""
 

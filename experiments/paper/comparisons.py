@@ -1,9 +1,10 @@
 """Every comparison that a verdict of the document rests on, tested together.
 
 A comparison is of two settings by seed: members of one seed share their initial numbers and the
-order of the samples, so differences are paired. The test is Student's for paired values. Its
-p-values are adjusted over all comparisons of the document, so that of those called significant
-one in 20 is expected to be false, however they depend on each other.
+order of the samples, so differences are paired. The test is Student's for paired values; that of
+stability, which compares pairs of seeds, has a jackknife's standard error. Their p-values are
+adjusted over all comparisons of the document, so that of those called significant one in 20 is
+expected to be false, however they depend on each other.
 
 References:
   Benjamini and Yekutieli 2001, "The control of the false discovery rate in multiple testing under
@@ -17,7 +18,13 @@ import numpy as np
 from scipy import stats
 
 from paper.tables import Tables
-from sae_jax.report.statistics import Summary, compare_paired
+from sae_jax.report.statistics import (
+    CONFIDENCE,
+    PAIR_COLUMNS,
+    Summary,
+    summarize,
+    summarize_pairs,
+)
 
 LEVEL = 0.05
 
@@ -58,20 +65,20 @@ class Outcome(NamedTuple):
 def outcomes(tables: Tables, comparisons: Sequence[Comparison]) -> dict[str, Outcome]:
     """The outcome of each comparison, by its name.
 
-    Equal values on both sides in every seed differ by nothing, with a p-value of 1.
+    Equal means differ by nothing, with a p-value of 1.
 
     Raises:
       ValueError: if the two sides of a comparison do not have the same seeds, each once.
     """
-    pairs = [_pairs(tables, comparison) for comparison in comparisons]
-    adjusted = stats.false_discovery_control([_p(a, b) for a, b in pairs], method="by")
+    differences = [_difference(tables, comparison) for comparison in comparisons]
+    adjusted = stats.false_discovery_control([_p(d) for d in differences], method="by")
     return {
-        comparison.name: Outcome(compare_paired(a, b), float(q))
-        for comparison, (a, b), q in zip(comparisons, pairs, adjusted, strict=True)
+        comparison.name: Outcome(difference, float(q))
+        for comparison, difference, q in zip(comparisons, differences, adjusted, strict=True)
     }
 
 
-def _pairs(tables: Tables, comparison: Comparison) -> tuple[list[float], list[float]]:
+def _difference(tables: Tables, comparison: Comparison) -> Summary:
     sides = []
     for match in (comparison.a, comparison.b):
         rows = tables.rows(comparison.table, match)
@@ -82,13 +89,16 @@ def _pairs(tables: Tables, comparison: Comparison) -> tuple[list[float], list[fl
     a, b = sides
     if a.keys() != b.keys():
         raise ValueError(f"{comparison.name}: seeds do not pair: {sorted(a)} and {sorted(b)}")
-    return list(a.values()), [b[seed] for seed in a]
+    differences = [b[seed] - a[seed] for seed in a]
+    of = summarize_pairs if comparison.column in PAIR_COLUMNS else summarize
+    return of(differences)
 
 
-def _p(a: Sequence[float], b: Sequence[float]) -> float:
-    differences = np.asarray(b) - np.asarray(a)
-    if not np.any(differences):
+def _p(difference: Summary) -> float:
+    """Two-sided p-value of no difference, of Student's t with the interval's standard error."""
+    if difference.mean == 0:
         return 1.0
-    if np.ptp(differences) == 0:
-        return 0.0
-    return float(stats.ttest_rel(a, b).pvalue)
+    freedom = difference.num_values - 1
+    error = difference.half_width / stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
+    with np.errstate(divide="ignore"):
+        return float(2 * stats.t.sf(np.abs(difference.mean) / np.float64(error), freedom))

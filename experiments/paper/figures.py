@@ -1,0 +1,261 @@
+"""The figures of the study's document. They read in grey, and chance levels are drawn in."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from paper.tables import Tables
+from sae_jax.report.statistics import Summary
+
+ARMS: dict[str, dict[str, Any]] = {
+    "none": {"color": "0.0", "linestyle": "-", "marker": "o", "label": "raw, as published"},
+    "center": {"color": "0.4", "linestyle": "--", "marker": "s", "label": "centered"},
+    "center_and_scale": {
+        "color": "0.65",
+        "linestyle": ":",
+        "marker": "^",
+        "label": "centered and scaled",
+    },
+}
+_CHANCE = {"color": "0.6", "linewidth": 0.9, "marker": None}
+_LABELS = {"d_sae": "dictionary size d", "k": "latents kept K"}
+
+
+def death(tables: Tables) -> Figure:
+    """Dead latents against d and K, and the error against d, in each arm."""
+    figure, axes = _figure(3)
+    _against(axes[0], tables, "d_sae", "dead_fraction", {"k": 50})
+    axes[0].set(ylabel="dead latents [%]", title="K = 50")
+    _against(axes[1], tables, "k", "dead_fraction", {"d_sae": 512})
+    axes[1].set(ylabel="dead latents [%]", title="d = 512")
+    _against(axes[2], tables, "d_sae", "fvu", {"k": 50})
+    floor = 100 * tables.rows("pca", {"k": 50})[0]["fvu"]
+    axes[2].axhline(floor, color="0.0", linewidth=0.9, linestyle="-.", label="PCA, 50 dimensions")
+    axes[2].set(ylabel="fvu [%]", title="K = 50")
+    for axis in axes:
+        axis.set_ylim(bottom=0)
+    axes[0].legend(fontsize="small")
+    axes[2].legend(*_last(axes[2]), fontsize="small")
+    return figure
+
+
+def specialization(tables: Tables) -> Figure:
+    """Specialized latents by both rules against d and K, beside shuffled problems."""
+    figure, axes = _figure(3)
+    panels = (
+        (axes[0], "d_sae", {"k": 50}, "published_rate", "published_null", "published rule"),
+        (axes[1], "d_sae", {"k": 50}, "calibrated_rate_supported", "calibrated_null", "calibrated"),
+        (
+            axes[2],
+            "k",
+            {"d_sae": 512},
+            "calibrated_rate_supported",
+            "calibrated_null",
+            "calibrated",
+        ),
+    )
+    for axis, x, fixed, column, null, rule in panels:
+        _against(axis, tables, x, column, fixed)
+        for arm, style in ARMS.items():
+            points = _points(tables, x, null, fixed | {"normalize": arm})
+            line = {"linestyle": style["linestyle"]} | _CHANCE
+            axis.plot(*_means(points, 100), **line, label="problems shuffled")
+        title = ", ".join(f"{_LABELS[n][-1]} = {v}" for n, v in fixed.items())
+        axis.set(ylabel=f"specialized, {rule} [%]", title=title)
+        axis.set_ylim(bottom=0)
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].legend(handles[:4], labels[:4], fontsize="small")
+    return figure
+
+
+def dose(tables: Tables) -> Figure:
+    """Dead latents and error of the same samples with more or less of their mean."""
+    figure, axes = _figure(2)
+    rows = tables["dose"]
+    doses = sorted({row["dose"] for row in rows})
+    severity = [tables.rows("dose", {"dose": d})[0]["offset_severity"] for d in doses]
+    for axis, column, label in (
+        (axes[0], "dead_fraction", "dead latents [%]"),
+        (axes[1], "fvu", "fvu [%]"),
+    ):
+        points = [
+            (s, tables.summary("dose", column, dose=d))
+            for s, d in zip(severity, doses, strict=True)
+        ]
+        _draw(axis, points, ARMS["none"] | {"label": None})
+        axis.set(xlabel="offset severity |mean| / |standard deviations|", ylabel=label)
+        axis.set_ylim(bottom=0)
+    at = severity[doses.index(1.0)]
+    for axis in axes:
+        axis.axvline(at, color="0.6", linewidth=0.9, linestyle=":", label="the samples as they are")
+    axes[0].legend(fontsize="small")
+    return figure
+
+
+def slices(tables: Tables) -> Figure:
+    """Dead latents of every layer and position against the offset severity there."""
+    figure, axes = _figure(1)
+    for arm, face in (("none", "0.0"), ("center", "1.0")):
+        rows = tables.rows("slices", {"normalize": arm})
+        axes[0].scatter(
+            [row["offset_severity"] for row in rows],
+            [100 * row["dead_fraction"] for row in rows],
+            s=16,
+            facecolor=face,
+            edgecolor="0.0",
+            linewidth=0.7,
+            label=ARMS[arm]["label"],
+        )
+    axes[0].set(xscale="log", xlabel="offset severity", ylabel="dead latents [%]")
+    axes[0].set_title("one point a layer and position, d = 512, K = 50")
+    axes[0].legend(fontsize="small")
+    return figure
+
+
+STABILITY_LINES: dict[str, dict[str, Any]] = {
+    "trained": {"color": "0.0", "linestyle": "-", "marker": "o"},
+    "untrained model": {"color": "0.35", "linestyle": "--", "marker": "D"},
+    "permuted dimensions": {"color": "0.35", "linestyle": ":", "marker": "s"},
+    "frozen encoder": {"color": "0.6", "linestyle": "--", "marker": "v"},
+    "before training": {"color": "0.6", "linestyle": ":", "marker": None},
+    "random directions": {"color": "0.6", "linestyle": "-.", "marker": None},
+}
+
+
+def stability(tables: Tables) -> Figure:
+    """Stability between seeds by how often latents fire, beside its nulls."""
+    figure, axes = _figure(2)
+    for axis, arm in zip(axes, ("none", "center"), strict=True):
+        for name, style in STABILITY_LINES.items():
+            rows = tables.rows("stability", {"baseline": name, "normalize": arm})
+            rows = [row for row in rows if row["num_latents"] and np.isfinite(row["cosine"])]
+            middles = [100 * (row["low"] + min(row["high"], 1)) / 2 for row in rows]
+            cosines = [row["cosine"] for row in rows]
+            axis.plot(middles, cosines, **style, label=name, markersize=4, linewidth=1.2)
+        axis.set(xscale="log", xlabel="fires on [% of samples], middle of the range")
+        axis.set(ylabel="largest cosine in another seed", title=ARMS[arm]["label"], ylim=(0, 1))
+    axes[0].legend(fontsize="small")
+    return figure
+
+
+def size(tables: Tables) -> Figure:
+    """Error on new samples and on the training samples against how many there are."""
+    figure, axes = _figure(2)
+    all_samples = max(row["num_samples"] for row in tables["size"])
+    epochs = tables.rows("size", {"num_samples": all_samples})[0]["epochs"]
+    for axis, d_sae in zip(axes, (250, 1000), strict=True):
+        for arm in ("none", "center"):
+            for same_steps, face in ((False, "1.0"), (True, None)):
+                points = []
+                for num in sorted({row["num_samples"] for row in tables["size"]}):
+                    match = {"num_samples": num, "d_sae": d_sae, "normalize": arm}
+                    of_epochs = {row["epochs"] for row in tables.rows("size", match)}
+                    chosen = max(of_epochs) if same_steps else epochs
+                    points.append((num, tables.summary("size", "fvu", **match, epochs=chosen)))
+                label = (
+                    f"{ARMS[arm]['label']}, {'as many steps' if same_steps else 'as many epochs'}"
+                )
+                style = ARMS[arm] | {"label": label}
+                _draw(axis, points, style | ({"markerfacecolor": face} if face else {}))
+        axis.set(xlabel="training samples n", ylabel="fvu on new samples [%]", title=f"d = {d_sae}")
+        axis.set_ylim(bottom=0)
+    axes[0].legend(fontsize="small")
+    return figure
+
+
+def synthetic(tables: Tables) -> Figure:
+    """Known features recovered against K, beside the same SAEs before training."""
+    figure, axes = _figure(2)
+    columns = (("recovery_f1", "F1"), ("mean_max_cosine", "largest cosine of a feature"))
+    for axis, (column, label) in zip(axes, columns, strict=True):
+        for arm in ("none", "center"):
+            for offset, face in (("the study's", None), ("none", "1.0")):
+                fixed = {"d_sae": 512, "normalize": arm, "offset": offset}
+                style = ARMS[arm] | {"label": f"{ARMS[arm]['label']}, offset: {offset}"}
+                style |= {"markerfacecolor": face} if face else {}
+                points = _points(tables, "k", column, fixed, table="synthetic")
+                _draw(axis, points, style, factor=1)
+        fixed = {"d_sae": 512, "normalize": "center", "offset": "none"}
+        points = _points(tables, "k", f"{column}_untrained", fixed, table="synthetic")
+        axis.plot(*_means(points, 1), **_CHANCE, label="before training")
+        axis.set(xlabel=_LABELS["k"], ylabel=label, ylim=(0, 1))
+    axes[0].legend(fontsize="small")
+    return figure
+
+
+FIGURES: dict[str, Callable[[Tables], Figure]] = {
+    "death": death,
+    "specialization": specialization,
+    "dose": dose,
+    "slices": slices,
+    "stability": stability,
+    "size": size,
+    "synthetic": synthetic,
+}
+"""The figures by their names."""
+
+
+def draw(tables: Tables, folder: Path) -> None:
+    """Writes every figure as `folder/<name>.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in FIGURES.items():
+        # Without the version of the library, so that equal figures are equal files.
+        figure(tables).savefig(folder / f"{name}.png", metadata={"Software": None})
+
+
+def _against(axis: Axes, tables: Tables, x: str, column: str, fixed: Mapping[str, Any]) -> None:
+    """Draws a column of the grid against a field, one line for each arm."""
+    for arm, style in ARMS.items():
+        _draw(axis, _points(tables, x, column, fixed | {"normalize": arm}), style)
+    axis.set_xlabel(_LABELS[x])
+
+
+def _points(
+    tables: Tables, x: str, column: str, match: Mapping[str, Any], table: str = "grid"
+) -> list[tuple[float, Summary]]:
+    values = sorted({row[x] for row in tables.rows(table, match)})
+    return [(v, tables.summary(table, column, **match, **{x: v})) for v in values]
+
+
+def _draw(
+    axis: Axes,
+    points: Sequence[tuple[float, Summary]],
+    style: Mapping[str, Any],
+    factor: float = 100,
+) -> None:
+    at, means = _means(points, factor)
+    axis.errorbar(
+        at,
+        means,
+        yerr=[factor * np.nan_to_num(summary.half_width) for _, summary in points],
+        markersize=4,
+        linewidth=1.2,
+        capsize=2,
+        **style,
+    )
+
+
+def _means(
+    points: Sequence[tuple[float, Summary]], factor: float
+) -> tuple[list[float], list[float]]:
+    return [at for at, _ in points], [factor * summary.mean for _, summary in points]
+
+
+def _last(axis: Axes) -> tuple[list[Any], list[str]]:
+    """The last line's entry of a legend."""
+    handles, labels = axis.get_legend_handles_labels()
+    index = labels.index(next(label for label in labels if label.startswith("PCA")))
+    return [handles[index]], [labels[index]]
+
+
+def _figure(num_panels: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(4.3 * num_panels, 3.6), dpi=130, layout="constrained")
+    axes = list(figure.subplots(1, num_panels, squeeze=False).flat)
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes

@@ -1,0 +1,78 @@
+"""The study's document says what its tables say, and its verdicts are those of the tests."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paper.comparisons import Comparison, outcomes
+from paper.tables import Tables
+from scipy import stats
+
+A = [0.10, 0.12, 0.09, 0.11, 0.13]
+B = [0.20, 0.25, 0.18, 0.22, 0.21]
+C = [0.11, 0.11, 0.10, 0.12, 0.12]
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Tables:
+    with (tmp_path / "made.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["arm", "seed", "rate", "feature_stability", "note"])
+        for arm, values in (("a", A), ("b", B), ("c", C)):
+            for seed, value in enumerate(values):
+                writer.writerow([arm, seed, value, value, ""])
+    return Tables(tmp_path)
+
+
+def test_numbers_are_those_of_the_file(tables):
+    # Mean 0.11, deviation 0.0158, t(0.975, 4) = 2.776: half width 0.0196.
+    assert tables.percent("made", "rate", arm="a") == "11.0 ± 2.0 %"
+    assert tables.number("made", "rate", 2, arm="a") == "0.11 ± 0.02"
+    assert tables.value("made", "rate", 2, arm="b", seed=1) == "0.25"
+    assert tables["made"][0]["note"] is None
+
+
+def test_other_rows_than_those_of_one_setting_are_refused(tables):
+    with pytest.raises(ValueError, match="made has no rows with {'arm': 'd'}"):
+        tables.percent("made", "rate", arm="d")
+    with pytest.raises(ValueError, match="several rows of one seed"):
+        tables.percent("made", "rate")
+    with pytest.raises(ValueError, match="made has 5 rows with {'arm': 'a'}; expected one"):
+        tables.value("made", "rate", arm="a")
+
+
+def compared(*names: str, column: str = "rate") -> list[Comparison]:
+    return [Comparison(b, "made", column, {"arm": "a"}, {"arm": b}) for b in names]
+
+
+def test_comparisons_are_scipys_paired_test_adjusted_together(tables):
+    found = outcomes(tables, compared("b", "c"))
+    p = [stats.ttest_rel(A, B).pvalue, stats.ttest_rel(A, C).pvalue]
+    # Benjamini and Yekutieli over two: p times 2 / rank times (1 + 1/2), from the largest down.
+    largest = 1.5 * max(p)
+    expected = {"b": min(2 * 1.5 * min(p), largest), "c": min(largest, 1)}
+    assert p[0] < p[1]
+    for name, q in expected.items():
+        assert found[name].q == pytest.approx(q)
+    assert found["b"].difference.mean == pytest.approx(np.mean(B) - np.mean(A))
+    assert found["b"].significant
+    assert not found["c"].significant
+
+
+def test_no_difference_is_not_significant(tables):
+    assert outcomes(tables, compared("a"))["a"].q == 1
+
+
+def test_pairs_of_seeds_have_the_jackknifes_error(tables):
+    # Leaving out a seed with all its pairs moves the mean over pairs more than the t test thinks.
+    of_pairs = outcomes(tables, compared("b", column="feature_stability"))["b"]
+    of_seeds = outcomes(tables, compared("b"))["b"]
+    assert of_pairs.difference.half_width > 1.2 * of_seeds.difference.half_width
+    assert of_pairs.q > of_seeds.q
+
+
+def test_seeds_that_do_not_pair_are_refused(tables):
+    one = Comparison("x", "made", "rate", {"arm": "a"}, {"arm": "b", "seed": 1.0})
+    with pytest.raises(ValueError, match="x: seeds do not pair"):
+        outcomes(tables, [one])
