@@ -36,7 +36,7 @@ from sae_jax.report.figures import plot_firing_rates, plot_panels
 from sae_jax.report.tables import summary_table, write_csv, write_markdown
 from sae_jax.sweep.cache import use_compilation_cache
 from sae_jax.sweep.loop import plan_for
-from sae_jax.sweep.result import check_free
+from sae_jax.sweep.result import check_free, holds_sweep
 from sae_jax.sweep.tensorboard import log_to
 
 TRAIN_FRACTION, SPLIT_SEED = 0.8, 42
@@ -172,7 +172,7 @@ def extracted(path: Path) -> sae_jax.ActivationStore:
 def trained(split: sae_jax.Split, output: Path) -> sae_jax.SweepResult:
     """Trains the published grid with each seed, or reads the sweep if it is there already."""
     folder = output / "sweep"
-    if folder.exists():
+    if holds_sweep(folder):
         return sae_jax.SweepResult.load(folder)
     configs = reference.grid(_SEEDS.value, _NORMALIZE.value, vary_order=_VARY_ORDER.value)
     train_config = sae_jax.TrainConfig(epochs=_EPOCHS.value, compute_dtype=_COMPUTE_DTYPE.value)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import sae_jax
+from sae_jax.sweep.result import holds_sweep
 
 ARMS = ("none", "center", "center_and_scale")
 """What is done to the samples: nothing, as published; centered; centered and scaled."""
@@ -84,7 +85,7 @@ class Study:
         A sweep that was stopped goes on from its last checkpoint.
         """
         folder = self.output / "sweeps" / name
-        if folder.exists():
+        if holds_sweep(folder):
             return sae_jax.SweepResult.load(folder)
         checkpoints = self.output / "checkpoints" / name
         result = sae_jax.train_sweep(
@@ -95,7 +96,7 @@ class Study:
             checkpoint_dir=checkpoints,
             output=folder,
         )
-        shutil.rmtree(checkpoints)
+        shutil.rmtree(checkpoints, ignore_errors=True)
         return result
 
     def forget(self, name: str) -> None:

@@ -337,6 +337,11 @@ class _StoredParams(Mapping[str, np.ndarray]):
         return len(self.shapes)
 
 
+def holds_sweep(folder: Path) -> bool:
+    """Whether a folder holds a whole sweep, and not only what a killed process left there."""
+    return (folder / MANIFEST_NAME).is_file()
+
+
 def check_free(folder: Path, overwrite: bool, marker: str = MANIFEST_NAME) -> None:
     """Refuses a folder that holds something, unless it may be replaced.
 
