@@ -60,15 +60,14 @@ def specialization(tables: Tables) -> Figure:
     )
     for axis, x, fixed, column, null, rule in panels:
         _against(axis, tables, x, column, fixed)
-        for arm, style in ARMS.items():
+        for arm in ARMS:
             points = _points(tables, x, null, fixed | {"normalize": arm})
-            line = {"linestyle": style["linestyle"]} | _CHANCE
-            axis.plot(*_means(points, 100), **line, label="problems shuffled")
+            label = "problems shuffled" if arm == "none" else None
+            axis.plot(*_means(points, 100), "x", color="0.0", markersize=7, label=label)
         title = ", ".join(f"{_LABELS[n][-1]} = {v}" for n, v in fixed.items())
         axis.set(ylabel=f"specialized, {rule} [%]", title=title)
         axis.set_ylim(bottom=0)
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].legend(handles[:4], labels[:4], fontsize="small")
+    axes[0].legend(fontsize="small")
     return figure
 
 
