@@ -21,7 +21,8 @@ def rows(study: Study) -> list[dict[str, Any]]:
     `auc_mean` is of the size of a latent's pre-activation on the mean sample, `auc_deviation` of
     the standard deviation of its pre-activation over samples, and `auc_fires` of how often it
     would fire at initialization. `auc_decoder` is of the absolute cosine of its decoder row with
-    the mean, and `auc_helps` of what the latent would add to the reconstruction along the mean. `fires_at_start` is the share of latents that fire at initialization at all,
+    the mean, and `auc_helps` of what the latent would add to the reconstruction along the mean.
+    `fires_at_start` is the share of latents that fire at initialization at all,
     `fires_at_start_of_dead` that among those which end dead.
     """
     result = grid.sweep(study)
