@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from paper.comparisons import Comparison, outcomes
+from paper.correlation import rank_correlation
 from paper.tables import Tables
 from scipy import stats
 
@@ -76,3 +77,16 @@ def test_seeds_that_do_not_pair_are_refused(tables):
     one = Comparison("x", "made", "rate", {"arm": "a"}, {"arm": "b", "seed": 1.0})
     with pytest.raises(ValueError, match="x: seeds do not pair"):
         outcomes(tables, [one])
+
+
+def test_the_rank_correlations_interval_is_wider_where_groups_are_alike():
+    rng = np.random.default_rng(0)
+    of_group = rng.normal(size=(2, 12))
+    # Six slices a group that say the same: as many points, no more evidence.
+    x, y = np.repeat(of_group[0], 6), np.repeat(of_group[0] + of_group[1], 6)
+    groups = np.repeat(np.arange(12), 6)
+    rho, low, high = rank_correlation(x, y, groups)
+    assert rho == pytest.approx(stats.spearmanr(x, y).statistic)
+    _, low_alone, high_alone = rank_correlation(x, y, np.arange(72))
+    assert low < rho < high
+    assert high - low > 1.5 * (high_alone - low_alone)

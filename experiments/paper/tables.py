@@ -62,6 +62,16 @@ class Tables:
         """A number with its interval, such as "0.207 ± 0.002"."""
         return with_interval(self.summary(table, column, **match), 1, digits)
 
+    def product(self, table: str, a: str, b: str, digits: int = 1, **match: Any) -> str:
+        """The product of two columns with its interval: a share times what it is of is a number."""
+        found = self.rows(table, match)
+        return with_interval(summarize([row[a] * row[b] for row in found]), 1, digits)
+
+    def across(self, table: str, column: str, **match: Any) -> str:
+        """The mean of a share over slices as a percentage, with the least and the largest."""
+        values = [100 * row[column] for row in self.rows(table, match)]
+        return f"{sum(values) / len(values):.1f} % ({min(values):.1f} to {max(values):.1f})"
+
     def value(self, table: str, column: str, digits: int = 3, **match: Any) -> str:
         """A number of one row.
 

@@ -5,10 +5,12 @@ from collections.abc import Iterator, Mapping
 from stages.study import ARMS, CENTRAL
 
 from paper.comparisons import Comparison, Outcome
+from paper.correlation import rank_correlation
 from paper.tables import Tables
 from sae_jax.markdown import markdown_table
 from sae_jax.report.reference import with_interval
 
+_HARDLY_ANY = 0.01
 # Columns that are no shares, with the digits of their numbers.
 _PLAIN = {"feature_stability": 3, "recovery_f1": 3, "mean_max_cosine": 3}
 
@@ -124,6 +126,20 @@ class Verdicts:
         if not outcome.significant:
             return neither
         return more if outcome.difference.mean > 0 else less
+
+    def critical_k(self, arm: str) -> str:
+        """The least K tested at the central d with under 1 % of the latents dead."""
+        of = {"normalize": arm, "d_sae": CENTRAL["d_sae"]}
+        tested = sorted({row["k"] for row in self._tables.rows("grid", of)})
+        dead = {k: self._tables.summary("grid", "dead_fraction", k=k, **of).mean for k in tested}
+        return f"{next(k for k in tested if dead[k] < _HARDLY_ANY):.0f}"
+
+    def rank_correlation(self, table: str, column: str, **match: Any) -> str:
+        """Spearman's correlation of a column with the offset severity, over slices."""
+        rows = self._tables.rows(table, match)
+        columns = ([row[name] for row in rows] for name in ("offset_severity", column, "layer"))
+        rho, low, high = rank_correlation(*columns)
+        return f"{rho:.2f} [{low:.2f}, {high:.2f}]"
 
     def table(self) -> str:
         """All comparisons, in Markdown."""

@@ -31,4 +31,4 @@ def rows(study: Study) -> Rows:
     result = study.sweep("map", configs, [s.train for s in splits], val, study.map_epochs)
     found = score_features(result, val, progress=False)
     study.forget("map")
-    return found
+    return [row | {"epochs": study.map_epochs} for row in found]

@@ -27,4 +27,4 @@ def rows(study: Study) -> list[dict[str, Any]]:
     result = study.sweep("slices", configs, train, val, study.map_epochs)
     found = result.table()
     study.forget("slices")
-    return found
+    return [row | {"epochs": study.map_epochs} for row in found]
