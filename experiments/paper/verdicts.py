@@ -1,6 +1,7 @@
 """The comparisons behind the document's verdicts, and the words that follow from them."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from stages.study import ARMS, CENTRAL
 
