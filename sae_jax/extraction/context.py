@@ -1,5 +1,6 @@
 """Reads on with a language model, batch by batch and pass by pass, under one cache."""
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
@@ -63,6 +64,19 @@ class Context:
                 past_key_values=self._cache,
                 use_cache=True,
             ).last_hidden_state
+
+    def select(self, rows: torch.Tensor) -> "Context":
+        """Returns a context of some of the sequences, int64 `[r]`, which is read on by itself.
+
+        A sequence may be there several times. This context stays as it is.
+        """
+        selected = copy.copy(self)
+        selected.mask = self.mask[rows]
+        # Layers of the cache replace their tensors and change none, so copies may share them.
+        selected._cache = copy.copy(self._cache)
+        selected._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        selected._cache.reorder_cache(rows)
+        return selected
 
 
 def pad_left(

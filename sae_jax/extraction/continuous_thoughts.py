@@ -57,18 +57,57 @@ def think(
     check_feedback(model, feedback)
     model.check_layers(layers)
     model.check_prompts(prompts)
+    context, hidden = read_prompts(model, prompts)
+    positions = range(num_positions)
+    return context, think_on(context, hidden, positions, feedback, layers=layers, hook=hook)
+
+
+@torch.inference_mode()
+def read_prompts(
+    model: LanguageModel, prompts: Sequence[Sequence[int]]
+) -> tuple[Context, torch.Tensor]:
+    """Reads a batch of prompts that are checked.
+
+    Returns:
+      The context, in which the model may think, and the prompts' last final hidden states
+      `[b, d_in]`.
+    """
     context = Context(model, len(prompts))
     token_ids, mask = pad_left(prompts, model.device)
-    hidden = context.read(model.embed(token_ids), mask)[:, -1]
-    for position in range(num_positions):
+    return context, context.read(model.embed(token_ids), mask)[:, -1]
+
+
+@torch.inference_mode()
+def think_on(
+    context: Context,
+    hidden: torch.Tensor,
+    positions: Iterable[int],
+    feedback: str,
+    *,
+    layers: Sequence[int] = (),
+    hook: ThoughtHook | None = None,
+) -> torch.Tensor:
+    """Thinks for some passes in a context that has all before them.
+
+    Args:
+      context: what the model has read and thought so far; the passes are added to it.
+      hidden: final hidden states of the pass before, or of the prompts, `[b, d_in]`.
+      positions: positions of the passes, in order.
+      feedback, layers, hook: as `think` takes and checks them.
+
+    Returns:
+      The last pass's final hidden states `[b, d_in]`; `hidden` if there is no pass.
+    """
+    model = context.model
+    for position in positions:
         if position == 0 and model.thought_tokens is not None:
-            begin = token_ids.new_full((len(prompts),), model.thought_tokens.begin)
+            begin = torch.full((len(hidden),), model.thought_tokens.begin, device=model.device)
             embedding = model.embed(begin)
         else:
             embedding = _next_embedding(model, hidden, feedback)
         layer_hook = hook and _at_position(hook, position)
         hidden = context.read(embedding[:, None], None, layers, layer_hook)[:, -1]
-    return context, hidden
+    return hidden
 
 
 def thought_activations(

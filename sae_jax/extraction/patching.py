@@ -15,7 +15,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from sae_jax.extraction.answers import read_tokens
-from sae_jax.extraction.continuous_thoughts import NUM_POSITIONS, think
+from sae_jax.extraction.context import Context
+from sae_jax.extraction.continuous_thoughts import (
+    NUM_POSITIONS,
+    check_feedback,
+    read_prompts,
+    think_on,
+)
 from sae_jax.extraction.language_model import LanguageModel
 from sae_jax.problems import Problem
 
@@ -32,10 +38,11 @@ class PatchedAnswers:
       num_thoughts: number of thoughts before the answer; a CODI model reads its begin-of-thought
         token at one more position, before them.
       answer_prefix: text that the model reads before the answer, without a score.
-      batch_size: number of problems that the model reads at once.
+      batch_size: number of sequences that the model reads at once.
 
     Raises:
-      ValueError: if the model has no such layer or position, or a problem has no answer.
+      ValueError: if the model has no such feedback mode, layer or position, or a problem has no
+        answer.
     """
 
     model: LanguageModel
@@ -48,6 +55,7 @@ class PatchedAnswers:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
+        check_feedback(self.model, self.feedback)
         self.model.check_layers([self.layer])
         if not 0 <= self.position < self.num_positions:
             raise ValueError(f"position {self.position} is not among 0 to {self.num_positions - 1}")
@@ -80,43 +88,108 @@ class PatchedAnswers:
         Raises:
           ValueError: if `activations` is of another shape.
         """
+        if activations is None:
+            return self._scores(None)[0]
         expected = (len(self.problems), self.model.d_in)
-        if activations is not None and activations.shape != expected:
+        if activations.shape != expected:
             raise ValueError(f"activations have shape {activations.shape}, expected {expected}")
-        scores = np.empty(len(self.problems))
-        for start in range(0, len(self.problems), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            patch = None if activations is None else torch.tensor(np.asarray(activations[rows]))
-            scores[rows] = self._score(self.problems[rows], patch)
-        return scores
+        return self.log_probabilities(activations[None])[0]
+
+    def log_probabilities(self, replacements: np.ndarray) -> np.ndarray:
+        """Returns `log_probability` of several replacements at once, float64 `[r, n]`.
+
+        A prompt and the thoughts before `position` are read once for all of them, and
+        replacements that are equal for a problem are scored once.
+
+        Args:
+          replacements: values that replace each problem's thought, `[r, n, d_in]`.
+
+        Raises:
+          ValueError: if `replacements` is of another shape.
+        """
+        expected = (len(self.problems), self.model.d_in)
+        if replacements.ndim != 3 or replacements.shape[1:] != expected:
+            raise ValueError(
+                f"replacements have shape {replacements.shape}, expected (r, {expected[0]}, "
+                f"{expected[1]})"
+            )
+        return self._scores(replacements)
 
     def cross_entropy(self, activations: np.ndarray | None) -> float:
         """Returns the mean negative log-probability of a gold answer's token, in nats."""
         scores = self.unpatched if activations is None else self.log_probability(activations)
         return float(-scores.sum() / self.num_tokens.sum())
 
-    @torch.inference_mode()
-    def _score(self, problems: Sequence[Problem], patch: torch.Tensor | None) -> np.ndarray:
-        def replace(layer: int, position: int, hidden: torch.Tensor) -> torch.Tensor | None:
-            if patch is None or position != self.position:
-                return None
-            return patch.to(hidden)
+    @cached_property
+    def _prompts(self) -> list[list[int]]:
+        return self.model.prompts(self.problems, num_thoughts=self.num_positions)
 
-        context, _ = think(
-            self.model,
-            self.model.prompts(problems, num_thoughts=self.num_positions),
-            num_positions=self.num_positions,
-            feedback=self.feedback,
+    def _scores(self, replacements: np.ndarray | None) -> np.ndarray:
+        scores = np.empty((1 if replacements is None else len(replacements), len(self.problems)))
+        # Prompts of about one length have little padding.
+        order = np.argsort([len(prompt) for prompt in self._prompts], kind="stable")
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            of_batch = None if replacements is None else replacements[:, batch]
+            scores[:, batch] = self._batch_scores(batch, of_batch)
+        return scores
+
+    @torch.inference_mode()
+    def _batch_scores(self, batch: np.ndarray, replacements: np.ndarray | None) -> np.ndarray:
+        """Scores of the problems in a batch, `[r, b]`, under replacements `[r, b, d_in]`."""
+        context, hidden = read_prompts(self.model, [self._prompts[i] for i in batch])
+        hidden = think_on(context, hidden, range(self.position), self.feedback)
+        answers = [self._answer_ids(self.problems[i]) for i in batch]
+        if replacements is None:
+            return self._answer_scores(context, hidden, answers, None)[None]
+        # Each pair of a problem and one of its distinct replacements is a sequence to score.
+        pairs = [np.unique(of, axis=0, return_inverse=True) for of in replacements.swapaxes(0, 1)]
+        counts = [len(patches) for patches, _ in pairs]
+        of_problem = np.repeat(np.arange(len(batch)), counts)
+        patches = np.concatenate([patches for patches, _ in pairs])
+        scores = []
+        for start in range(0, len(patches), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            problems = torch.tensor(of_problem[rows], device=hidden.device)
+            scores.append(
+                self._answer_scores(
+                    context.select(problems),
+                    hidden[problems],
+                    [answers[i] for i in of_problem[rows]],
+                    torch.tensor(patches[rows]),
+                )
+            )
+        by_problem = np.split(np.concatenate(scores), np.cumsum(counts)[:-1])
+        columns = [of[index] for of, (_, index) in zip(by_problem, pairs, strict=True)]
+        return np.stack(columns, axis=1)
+
+    def _answer_scores(
+        self,
+        context: Context,
+        hidden: torch.Tensor,
+        answers: Sequence[Sequence[int]],
+        patches: torch.Tensor | None,
+    ) -> np.ndarray:
+        """Thinks on from `position` and scores answers, `[b]`; patches are `[b, d_in]`."""
+
+        def replace(layer: int, position: int, output: torch.Tensor) -> torch.Tensor | None:
+            return patches.to(output) if position == self.position else None
+
+        think_on(
+            context,
+            hidden,
+            range(self.position, self.num_positions),
+            self.feedback,
             layers=[self.layer],
-            hook=replace,
+            hook=None if patches is None else replace,
         )
         prefix = self._prefix_ids()
-        answers = [self._answer_ids(problem) for problem in problems]
         rows = [torch.tensor([*prefix, *answer]) for answer in answers]
         # Whatever pads a shorter answer comes after it, where nothing that is scored attends.
         token_ids = pad_sequence(rows, batch_first=True)
-        hidden = read_tokens(context, token_ids)
-        predicted = self.model.logits(hidden[:, len(prefix) - 1 : -1]).log_softmax(dim=-1).cpu()
+        # What follows the last token is not scored, so the model need not read it.
+        hidden = read_tokens(context, token_ids[:, :-1])[:, len(prefix) - 1 :]
+        predicted = self.model.logits(hidden).log_softmax(dim=-1).cpu()
         per_token = predicted.gather(-1, token_ids[:, len(prefix) :, None])[..., 0].double()
         sums = [row[: len(ids)].sum() for row, ids in zip(per_token, answers, strict=True)]
         return torch.stack(sums).numpy()
