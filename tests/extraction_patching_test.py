@@ -7,7 +7,8 @@ import torch
 from tiny_llama import D_IN, NUM_LAYERS
 from transformers import AutoModelForCausalLM
 
-from sae_jax.extraction.continuous_thoughts import thought_activations
+from sae_jax.extraction import patching
+from sae_jax.extraction.continuous_thoughts import read_prompts, think_on, thought_activations
 from sae_jax.extraction.language_model import ThoughtTokens
 from sae_jax.extraction.models import load_model
 from sae_jax.extraction.patching import (
@@ -119,6 +120,52 @@ def test_scores_equal_a_plain_loop(reference, model, codi, layer, kind, patched)
     assert np.allclose(got, answers.unpatched, rtol=2e-5) == (not patched)
 
 
+@pytest.mark.parametrize("kind", ["soft", "codi"])
+@pytest.mark.parametrize("position", [0, 5])
+def test_many_replacements_score_as_each_alone(reference, model, codi, kind, position):
+    """Among them are the same for one problem and others for another, more than a batch holds."""
+    language_model = model if kind == "soft" else codi
+    patches = 10 * np.random.default_rng(0).normal(size=(4, 3, D_IN)).astype(np.float32)
+    patches[2, 1] = patches[0, 1]
+    patches[3] = patches[1]
+    answers = PatchedAnswers(language_model, PROBLEMS, 1, position, feedback=kind, batch_size=2)
+    got = answers.log_probabilities(patches)
+    expected = [
+        [
+            score_alone(reference, language_model, problem, 1, position, patch[i], kind)
+            for i, problem in enumerate(PROBLEMS)
+        ]
+        for patch in patches
+    ]
+    np.testing.assert_allclose(got, expected, rtol=2e-6)
+
+
+def test_equal_replacements_of_a_problem_are_scored_once(model, monkeypatch):
+    answers = PatchedAnswers(model, PROBLEMS, layer=1, position=3)
+    patches = np.zeros((5, 3, D_IN), np.float32)
+    patches[4, 2] = 1
+    scored = []
+    read_tokens = patching.read_tokens
+    monkeypatch.setattr(
+        patching, "read_tokens", lambda c, ids: (scored.append(len(ids)), read_tokens(c, ids))[1]
+    )
+    got = answers.log_probabilities(patches)
+    # The zeros of each of three problems, and one more of the last.
+    assert sum(scored) == 4
+    assert (got[:4] == got[0]).all() and (got[4] != got[0]).tolist() == [False, False, True]
+
+
+def test_a_context_that_is_selected_from_stays_as_it_is(model):
+    context, hidden = read_prompts(model, [[5, 6, 7], [8]])
+    selected = context.select(torch.tensor([1, 0, 1]))
+    following = think_on(selected, hidden[[1, 0, 1]], range(2), "soft")
+    torch.testing.assert_close(following[0], following[2])
+    # The one selected from reads on as if nothing had been selected.
+    torch.testing.assert_close(
+        think_on(context, hidden, range(2), "soft"), following[[1, 0]], rtol=1e-5, atol=1e-6
+    )
+
+
 def test_replacing_a_thought_by_itself_changes_nothing(model):
     answers = PatchedAnswers(model, PROBLEMS, layer=1, position=3)
     x = activations_of(model, 1, 3)
@@ -186,6 +233,10 @@ def test_bad_input_is_named(model):
     answers = PatchedAnswers(model, PROBLEMS, layer=0, position=0)
     with pytest.raises(ValueError, match=r"shape \(3, 7\), expected \(3, 16\)"):
         answers.log_probability(np.zeros((3, 7)))
+    with pytest.raises(ValueError, match=r"shape \(3, 16\), expected \(r, 3, 16\)"):
+        answers.log_probabilities(np.zeros((3, 16)))
+    with pytest.raises(ValueError, match="feedback is 'spoken'; allowed: codi, hidden, soft"):
+        PatchedAnswers(model, PROBLEMS, layer=0, position=0, feedback="spoken")
 
 
 @pytest.mark.slow

@@ -10,7 +10,9 @@ from sae_jax.report.statistics import (
     compare_paired,
     compare_rows,
     summarize,
+    summarize_crossed,
     summarize_pairs,
+    summarize_ratio,
     summarize_rows,
 )
 
@@ -106,6 +108,82 @@ def test_pairs_cover_the_mean_where_independent_values_would_not():
         summaries.append(summarize_pairs((score.sum(axis=1) - np.diag(score)) / 4))
     coverage = np.mean([abs(s.mean) <= s.half_width for s in summaries])
     assert 0.93 <= coverage <= 0.975
+
+
+def test_crossed_summary_hand_computed():
+    got = summarize_crossed([[1.0, 2.0, 6.0], [3.0, 4.0, 8.0]])
+    # Means of seeds 3 and 5: squared error 2 / 2 = 1, 1 degree of freedom. Of problems 2, 3 and
+    # 7: variance 7, squared error 7 / 3, 2 degrees of freedom.
+    freedom = (1 + 7 / 3) ** 2 / (1 + (7 / 3) ** 2 / 2)
+    error = (1 + 7 / 3) ** 0.5
+    low, high = stats.t.interval(0.95, freedom, loc=4, scale=error)
+    assert got.mean == 4
+    assert got.half_width == pytest.approx((high - low) / 2)
+    assert got.p_value == pytest.approx(2 * stats.t.cdf(-4 / error, freedom))
+
+
+def test_values_that_seeds_share_have_the_interval_of_problems_alone():
+    problems = np.random.default_rng(0).normal(1, 2, size=30)
+    got, of_problems = summarize_crossed([problems] * 3), summarize(problems)
+    assert got.mean == pytest.approx(of_problems.mean)
+    assert got.half_width == pytest.approx(of_problems.half_width)
+    assert got.p_value == pytest.approx(stats.ttest_1samp(problems, 0).pvalue)
+
+
+@pytest.mark.parametrize(("of_seeds", "of_problems"), [(0.0, 1.0), (1.0, 1.0), (1.0, 0.0)])
+def test_crossed_intervals_cover_the_mean_of_other_seeds_and_problems(of_seeds, of_problems):
+    rng = np.random.default_rng(0)
+    covered, rejected = [], []
+    for _ in range(1000):
+        values = (
+            of_seeds * rng.normal(size=(3, 1))
+            + of_problems * rng.normal(size=(1, 40))
+            + rng.normal(size=(3, 40))
+        )
+        got = summarize_crossed(values)
+        covered.append(abs(got.mean) <= got.half_width)
+        rejected.append(got.p_value <= 0.05)
+    # Never too narrow, and the test rejects where the interval leaves out zero.
+    assert 0.935 <= np.mean(covered) <= 0.99
+    assert np.mean(rejected) == pytest.approx(1 - np.mean(covered))
+
+
+@pytest.mark.filterwarnings("error")
+def test_too_few_seeds_or_problems_have_no_crossed_interval():
+    for values in ([[1.0, 2.0]], [[1.0], [2.0]]):
+        got = summarize_crossed(values)
+        assert got.mean == 1.5 and np.isnan([got.half_width, got.p_value]).all()
+    assert summarize_crossed(np.zeros((2, 3))) == (0, 0, 1)
+    assert summarize_crossed(np.ones((2, 3))) == (1, 0, 0)
+    with pytest.raises(ValueError, match=r"found shape \(3,\)"):
+        summarize_crossed([1.0, 2.0, 3.0])
+
+
+def test_a_ratio_of_problems_that_weigh_the_same_is_a_mean():
+    values = np.random.default_rng(0).normal(1, 2, size=30)
+    got, mean = summarize_ratio(values, np.full(30, 4.0)), summarize(values / 4)
+    assert got.mean == pytest.approx(mean.mean)
+    assert got.half_width == pytest.approx(mean.half_width)
+
+
+def test_a_ratio_has_the_interval_of_a_bootstrap():
+    rng = np.random.default_rng(0)
+    below = rng.normal(2, 1, size=200)
+    above = 0.5 * below + rng.normal(0, 1, size=200)
+    got = summarize_ratio(above, below)
+    assert got.mean == pytest.approx(above.sum() / below.sum())
+    drawn = rng.integers(200, size=(4000, 200))
+    ratios = above[drawn].sum(axis=1) / below[drawn].sum(axis=1)
+    assert got.half_width == pytest.approx(1.97 * ratios.std(), rel=0.06)
+
+
+@pytest.mark.filterwarnings("error")
+def test_ratios_without_a_value_or_an_interval():
+    assert np.isnan(summarize_ratio([1.0, -1.0], [0.0, 0.0]).mean)
+    one = summarize_ratio([1.0], [2.0])
+    assert one.mean == 0.5 and np.isnan(one.half_width)
+    with pytest.raises(ValueError, match=r"shapes \(2,\) and \(3,\)"):
+        summarize_ratio([1.0, 2.0], [1.0, 2.0, 3.0])
 
 
 def test_paired_differences_match_scipy_and_vary_less_than_unpaired_ones():

@@ -1,6 +1,5 @@
 """What the stages that replace thoughts share: SAEs of every thought, and answers to score."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -8,21 +7,17 @@ import numpy as np
 import sae_jax
 from stages.study import ARMS, CENTRAL, Study
 
-NUM_SEEDS = 3
-"""At most so many of the study's seeds, since each replaced thought costs a pass of the model."""
-
 NUM_PROBLEMS = 128
 """So many validation problems, the first of the split, whose order is random."""
 
 
 def sweep(study: Study) -> sae_jax.SweepResult:
     """The SAEs: the central setting at every position of the study's layer, in each arm."""
-    few_seeds = dataclasses.replace(study, seeds=min(study.seeds, NUM_SEEDS))
     splits = splits_of(study)
     configs = [
         config
         for split in splits
-        for config in few_seeds.members(
+        for config in study.members(
             **CENTRAL, normalize=ARMS, layer=split.train.layer, position=split.train.position
         )
     ]
@@ -72,3 +67,18 @@ def scored_answers(study: Study, model: Any, split: sae_jax.Split) -> Any:
 def activations(split: sae_jax.Split) -> np.ndarray:
     """The thoughts of these problems, `[n, d_in]`."""
     return split.val.read(slice(NUM_PROBLEMS))
+
+
+def members_at(result: sae_jax.SweepResult, split: sae_jax.Split) -> list[int]:
+    """Indices of the members that were trained on a position, and did not diverge."""
+    return [
+        i
+        for i, member in enumerate(result.members)
+        if member.config.data_slice == (split.train.layer, split.train.position)
+        and member.diverged_at is None
+    ]
+
+
+def place_of(config: sae_jax.SAEConfig) -> dict[str, Any]:
+    """The columns that say which arm and which thoughts a row is of."""
+    return {name: getattr(config, name) for name in ("layer", "position", "normalize")}

@@ -105,6 +105,73 @@ def _summary(values: Values, standard_error: Callable[[np.ndarray], float]) -> S
     return Summary(mean, half_width, found.size, array.size - found.size)
 
 
+class CrossedSummary(NamedTuple):
+    """Mean over two kinds of units that are crossed, such as seeds and problems.
+
+    Attributes:
+      mean: mean of the values.
+      half_width: half the width of the mean's 95 % interval; NaN if one of the kinds has fewer
+        than two units.
+      p_value: two-sided p-value of a mean of zero; NaN like the half width.
+    """
+
+    mean: float
+    half_width: float
+    p_value: float
+
+
+def summarize_crossed(values: np.ndarray) -> CrossedSummary:
+    """Mean and t interval of what every seed measures on every problem, `[num_seeds, n]`.
+
+    The interval speaks of other seeds and other problems alike: the squared standard error is the
+    sum of that of the seeds' means and that of the problems' means. What is left of each value
+    enters both, so the interval is a little wide rather than narrow. Degrees of freedom are
+    Satterthwaite's, about `num_seeds - 1` where seeds differ most, and `n - 1` where problems do.
+
+    Raises:
+      ValueError: if there are no values, or they are not on two axes.
+
+    References:
+      Satterthwaite 1946, "An approximate distribution of estimates of variance components",
+      https://doi.org/10.2307/3002019
+      Owen 2007, "The pigeonhole bootstrap", https://arxiv.org/abs/0712.1111
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"need values [num_seeds, n], found shape {values.shape}")
+    mean = float(values.mean())
+    if min(values.shape) < 2:
+        return CrossedSummary(mean, np.nan, np.nan)
+    squared = np.array([stats.sem(values.mean(axis=1 - axis)) ** 2 for axis in (0, 1)])
+    if not squared.sum():
+        return CrossedSummary(mean, 0.0, float(mean == 0))
+    freedom = squared.sum() ** 2 / (squared**2 / (np.array(values.shape) - 1)).sum()
+    error = squared.sum() ** 0.5
+    half_width = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error
+    p_value = 2 * stats.t.sf(abs(mean) / error, freedom)
+    return CrossedSummary(mean, float(half_width), float(p_value))
+
+
+def summarize_ratio(numerators: Values, denominators: Values) -> Summary:
+    """Ratio of two sums over the same problems, with the interval of a jackknife over problems.
+
+    Raises:
+      ValueError: if the two are not rows of equal length, or hold no values.
+
+    References:
+      Miller 1974, "The jackknife: a review", https://doi.org/10.1093/biomet/61.1.1
+    """
+    above, below = (np.asarray(values, np.float64) for values in (numerators, denominators))
+    if above.ndim != 1 or above.shape != below.shape or above.size == 0:
+        raise ValueError(f"need two rows of values, found shapes {above.shape} and {below.shape}")
+    n = above.size
+    with np.errstate(divide="ignore", invalid="ignore"):  # Sums of zero have no ratio.
+        ratio = float(above.sum() / below.sum())
+        without = (above.sum() - above) / (below.sum() - below)
+        error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()) if n > 1 else np.nan
+    return Summary(ratio, float(stats.t.ppf((1 + CONFIDENCE) / 2, max(n - 1, 1)) * error), n, 0)
+
+
 def compare_paired(a: Values, b: Values) -> Summary:
     """Summarizes the differences b - a of measurements that share their random numbers by pairs.
 
