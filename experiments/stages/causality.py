@@ -19,6 +19,8 @@ twice. `difference` is the effect of the chosen latents minus the mean of the tw
 Sizes, the mean L2 norm of an edit's change of the reconstruction, stand beside the effects, and
 effects per size too, since a larger edit does more whatever it edits.
 
+Arms are raw and centered; scaling centered samples is left out, to have more problems instead.
+
 Rows are of problems that have the operation (of a swap, one of the two), or have it not: latents
 that carry an operation should matter to the first alone. Each row is over all seeds, each with
 latents and random draws of its own, and all with the same problems. Means, intervals and p-values
@@ -49,7 +51,7 @@ from sae_jax.features.specialization import (
 )
 from sae_jax.report.statistics import Rows, summarize_crossed
 from stages import thoughts
-from stages.study import ARMS, Study
+from stages.study import RAW_AND_CENTERED, Study
 
 NUM_LATENTS = 5
 NUM_DRAWS = 2
@@ -96,7 +98,7 @@ def rows(study: Study) -> Rows:
 
     `num_latents`, `num_specialized` and `firing_rate` (on training samples) are means over
     seeds of what was edited; `changed` is the share of problems whose reconstruction an edit
-    changes. Half widths are of 95 % intervals.
+    changes. Where no seed has a latent to edit, the rest is NaN. Half widths are of 95 % intervals.
 
     Raises:
       ValueError: if the study has no model of thoughts.
@@ -119,7 +121,11 @@ def rows(study: Study) -> Rows:
 def _of_position(
     study: Study, model: Any, result: sae_jax.SweepResult, split: sae_jax.Split
 ) -> list[dict[str, Any]]:
-    members = thoughts.members_at(result, split)
+    members = [
+        i
+        for i in thoughts.members_at(result, split)
+        if result.configs[i].normalize in RAW_AND_CENTERED
+    ]
     x_train, x = split.train.read(), thoughts.activations(split)
     properties, _ = property_matrix(split.train.problems)
     chosen, edited = {}, []
@@ -136,9 +142,9 @@ def _of_position(
     sizes = np.stack([np.linalg.norm(of[1:] - of[0], axis=-1) for of in edited]).reshape(shape)
     has = property_matrix(answers.problems)[0][:, : len(OPERATIONS)]
     found = []
-    for arm in ARMS:
+    for arm in RAW_AND_CENTERED:
         of_arm = [j for j, i in enumerate(members) if result.configs[i].normalize == arm]
-        place = thoughts.place_of(result.configs[members[of_arm[0]]])
+        place = {"layer": split.val.layer, "position": split.val.position, "normalize": arm}
         for e, edit in enumerate(EDITS):
             # Seeds without a latent of each operation have nothing to edit.
             kept = [j for j in of_arm if _num_latents(chosen[members[j]], edit)]

@@ -21,6 +21,9 @@ from sae_jax.report.statistics import summarize_ratio
 from stages import thoughts
 from stages.study import Study
 
+COLUMNS = ("layer", "position", "normalize", "seed")
+"""Fields of a config that tell rows apart."""
+
 
 def rows(study: Study) -> list[dict[str, Any]]:
     """One row for each position, arm and seed; half widths are of 95 % intervals.
@@ -41,8 +44,8 @@ def rows(study: Study) -> list[dict[str, Any]]:
         zero, by_mean, *by_sae = answers.log_probabilities(np.stack(replacements))
         for i, scores in zip(members, by_sae, strict=True):
             found.append(
-                thoughts.place_of(result.configs[i])
-                | {"seed": result.configs[i].seed, "num_problems": len(x)}
+                {name: getattr(result.configs[i], name) for name in COLUMNS}
+                | {"num_problems": len(x)}
                 | _recovered(answers.unpatched, zero, by_mean, scores, answers.num_tokens)
             )
     return found

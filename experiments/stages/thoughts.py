@@ -7,7 +7,7 @@ import numpy as np
 import sae_jax
 from stages.study import ARMS, CENTRAL, Study
 
-NUM_PROBLEMS = 128
+NUM_PROBLEMS = 80
 """So many validation problems, the first of the split, whose order is random."""
 
 
@@ -77,8 +77,3 @@ def members_at(result: sae_jax.SweepResult, split: sae_jax.Split) -> list[int]:
         if member.config.data_slice == (split.train.layer, split.train.position)
         and member.diverged_at is None
     ]
-
-
-def place_of(config: sae_jax.SAEConfig) -> dict[str, Any]:
-    """The columns that say which arm and which thoughts a row is of."""
-    return {name: getattr(config, name) for name in ("layer", "position", "normalize")}
