@@ -80,7 +80,10 @@ def test_a_reconstruction_recovers_what_the_library_says(study):
     )
     assert {name: rows[i][name] for name in expected} == pytest.approx(expected, rel=1e-3)
     assert rows[i]["num_problems"] == NUM_PROBLEMS // 5
-    assert rows[i]["worth"] == pytest.approx(expected["ce_zero"] - expected["ce_clean"], rel=1e-3)
+    rise = expected["ce_sae"] - expected["ce_clean"]
+    assert rows[i]["rise_sae"] == pytest.approx(rise, rel=1e-2)
+    change = np.abs(answers.log_probability(np.zeros((24, 16))) - answers.unpatched).mean()
+    assert rows[i]["change_zero"] == pytest.approx(change, rel=1e-3)
     gain = expected["loss_recovered"] - expected["loss_recovered_mean"]
     assert rows[i]["gain_over_mean"] == pytest.approx(gain, rel=1e-3)
 

@@ -173,7 +173,9 @@ class PatchedAnswers:
         """Thinks on from `position` and scores answers, `[b]`; patches are `[b, d_in]`."""
 
         def replace(layer: int, position: int, output: torch.Tensor) -> torch.Tensor | None:
-            return patches.to(output) if position == self.position else None
+            if patches is None or position != self.position:
+                return None
+            return patches.to(output)
 
         think_on(
             context,
@@ -181,7 +183,7 @@ class PatchedAnswers:
             range(self.position, self.num_positions),
             self.feedback,
             layers=[self.layer],
-            hook=None if patches is None else replace,
+            hook=replace,
         )
         prefix = self._prefix_ids()
         rows = [torch.tensor([*prefix, *answer]) for answer in answers]
