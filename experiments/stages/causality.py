@@ -17,7 +17,8 @@ Each edit is repeated with random latents in the place of the chosen ones: as ma
 operation, and about as frequent and as large (mean |z| times the norm of the decoder row), drawn
 twice. `difference` is the effect of the chosen latents minus the mean of the two random edits.
 Sizes, the mean L2 norm of an edit's change of the reconstruction, stand beside the effects, and
-effects per size too, since a larger edit does more whatever it edits.
+effects per size too, since a larger edit does more whatever it edits. `mean_abs_effect` is the
+mean size of an effect whichever way it goes, as effects of both signs cancel in a mean.
 
 Arms are raw and centered; scaling centered samples is left out, to have more problems instead.
 
@@ -249,6 +250,8 @@ def _row(effects: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
         "effect_half_width": effect.half_width,
         "effect_random": effect_random.mean,
         "effect_random_half_width": effect_random.half_width,
+        "mean_abs_effect": float(np.abs(chosen).mean()),
+        "mean_abs_effect_random": float(np.abs(effects[:, 1:]).mean()),
         "effect_per_size": effect.mean / size if size else float("nan"),
         "effect_per_size_random": effect_random.mean / size_random if size_random else float("nan"),
         "difference": difference.mean,
