@@ -32,9 +32,11 @@ from absl import flags, logging
 from stages import (
     almost_dead,
     baselines,
+    causality,
     dose,
     grid,
     initial,
+    loss_recovered,
     map,
     pca,
     size,
@@ -60,6 +62,8 @@ STAGES = {
     "synthetic": synthetic,
     "baselines": baselines,
     "stability": stability,
+    "loss_recovered": loss_recovered,
+    "causality": causality,
     "slices": slices,
     "map": map,
 }
