@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -75,7 +76,7 @@ class Context:
         # Layers of the cache replace their tensors and change none, so copies may share them.
         selected._cache = copy.copy(self._cache)
         selected._cache.layers = [copy.copy(layer) for layer in self._cache.layers]
-        selected._cache.reorder_cache(rows)
+        selected._cache.reorder_cache(cast(torch.LongTensor, rows))
         return selected
 
 
