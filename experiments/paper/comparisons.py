@@ -63,18 +63,19 @@ class Outcome(NamedTuple):
 
 
 def outcomes(tables: Tables, comparisons: Sequence[Comparison]) -> dict[str, Outcome]:
-    """The outcome of each comparison, by its name.
+    """The outcome of each comparison whose table is there, by its name.
 
     Equal means differ by nothing, with a p-value of 1.
 
     Raises:
       ValueError: if the two sides of a comparison do not have the same seeds, each once.
     """
-    differences = [_difference(tables, comparison) for comparison in comparisons]
+    there = [comparison for comparison in comparisons if comparison.table in tables]
+    differences = [_difference(tables, comparison) for comparison in there]
     adjusted = stats.false_discovery_control([_p(d) for d in differences], method="by")
     return {
         comparison.name: Outcome(difference, float(q))
-        for comparison, difference, q in zip(comparisons, differences, adjusted, strict=True)
+        for comparison, difference, q in zip(there, differences, adjusted, strict=True)
     }
 
 

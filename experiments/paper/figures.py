@@ -186,24 +186,25 @@ def synthetic(tables: Tables) -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[Tables], Figure]] = {
-    "death": death,
-    "specialization": specialization,
-    "dose": dose,
-    "slices": slices,
-    "stability": stability,
-    "size": size,
-    "synthetic": synthetic,
+FIGURES: dict[str, tuple[str, Callable[[Tables], Figure]]] = {
+    "death": ("grid", death),
+    "specialization": ("grid", specialization),
+    "dose": ("dose", dose),
+    "slices": ("slices", slices),
+    "stability": ("stability", stability),
+    "size": ("size", size),
+    "synthetic": ("synthetic", synthetic),
 }
-"""The figures by their names."""
+"""The figures by their names, each with the table that it shows."""
 
 
 def draw(tables: Tables, folder: Path) -> None:
-    """Writes every figure as `folder/<name>.png`."""
+    """Writes every figure whose table is there as `folder/<name>.png`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in FIGURES.items():
-        # Without the version of the library, so that equal figures are equal files.
-        figure(tables).savefig(folder / f"{name}.png", metadata={"Software": None})
+    for name, (table, figure) in FIGURES.items():
+        if table in tables:
+            # Without the version of the library, so that equal figures are equal files.
+            figure(tables).savefig(folder / f"{name}.png", metadata={"Software": None})
 
 
 def _against(axis: Axes, tables: Tables, x: str, column: str, fixed: Mapping[str, Any]) -> None:

@@ -21,6 +21,10 @@ class Tables:
         self._folder = folder
         self._tables: dict[str, list[Row]] = {}
 
+    def __contains__(self, name: str) -> bool:
+        """Whether there is such a table: a study may leave stages out."""
+        return (self._folder / f"{name}.csv").is_file()
+
     def __getitem__(self, name: str) -> list[Row]:
         """All rows of a table."""
         if name not in self._tables:
