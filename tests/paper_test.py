@@ -113,3 +113,16 @@ def test_the_headline_is_what_another_implementation_measured():
         for column, expected, rounding in (("dead_fraction", dead, 5e-3), ("fvu", fvu, 5e-4)):
             found = tables.summary("grid", column, **of)
             assert abs(found.mean - expected) <= found.half_width + rounding
+
+
+def test_the_readme_quotes_the_tables():
+    tables = Tables(RESULTS)
+    readme = (DOCUMENT.parents[1] / "README.md").read_text(encoding="utf-8")
+    of = {"k": 50, "d_sae": 512}
+    for arm, column in (
+        ("none", "dead_fraction"),
+        ("center", "dead_fraction"),
+        ("none", "published_rate"),
+        ("none", "published_null"),
+    ):
+        assert tables.percent("grid", column, normalize=arm, **of) in readme
