@@ -44,6 +44,7 @@ _SPLIT_SEED = flags.DEFINE_integer("split_seed", None, "The split's, if the swee
 _MEMBER = flags.DEFINE_integer("member", None, "Index of the member; or name it by its config:")
 _D_SAE = flags.DEFINE_integer("d_sae", None, "Dictionary size of the member.")
 _K = flags.DEFINE_integer("k", None, "Latents kept per sample by the member.")
+_NORMALIZE = flags.DEFINE_string("normalize", None, "What was done to the member's samples.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the member.")
 _LAYER = flags.DEFINE_integer("layer", None, "Layer, where the sweep has several.")
 _POSITION = flags.DEFINE_string("position", None, "Position, where the sweep has several.")
@@ -130,7 +131,7 @@ def find_member(configs: list[sae_jax.SAEConfig]) -> int:
         if not 0 <= _MEMBER.value < len(configs):
             raise ValueError(f"there is no member {_MEMBER.value}; there are\n  {members}")
         return _MEMBER.value
-    wanted = {"d_sae": _D_SAE.value, "k": _K.value, "seed": _SEED.value, "layer": _LAYER.value}
+    wanted = {flag.name: flag.value for flag in (_D_SAE, _K, _NORMALIZE, _SEED, _LAYER)}
     wanted["position"] = "-1" if _POSITION.value == LAST else _POSITION.value
     wanted = {name: value for name, value in wanted.items() if value is not None}
     found = [

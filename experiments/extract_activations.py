@@ -12,6 +12,8 @@ A CODI model's, as in the published experiment (all layers, all six positions):
         --model=meta-llama/Llama-3.2-1B-Instruct \
         --codi_checkpoint=zen-E/CODI-llama3.2-1b-Instruct --output=runs/codi
 
+With --untrained_seed it gives the same from random weights, the checkpoint's too: a baseline.
+
 Without thoughts, `--positions=last` (or indices with `--feedback=none`) gives hidden states at
 tokens of the prompt, `--positions=all` at every token of the question; the scripts that read
 the store take the same words for their `--position`. Many GPUs: put
@@ -31,17 +33,16 @@ import logging
 import sys
 
 import command
+import model_flags
 from absl import app, flags
 
 from sae_jax.activations.selection import Position
 from sae_jax.activations.store import LAST
 from sae_jax.activations.writer import STORAGE_DTYPES
 from sae_jax.extraction.answers import evaluate
-from sae_jax.extraction.codi import load_codi
 from sae_jax.extraction.continuous_thoughts import FEEDBACK_MODES, NUM_POSITIONS
 from sae_jax.extraction.extract import ALL_TOKENS, BATCH_SIZE, NO_FEEDBACK, extract
 from sae_jax.extraction.language_model import LanguageModel
-from sae_jax.extraction.models import DTYPES, PACKAGED, load_model
 from sae_jax.extraction.problems import GENERATED, load_problems
 
 _PROBLEMS = flags.DEFINE_string(
@@ -51,20 +52,9 @@ _NUM_PROBLEMS = flags.DEFINE_integer(
     "num_problems", None, "How many, from the first; all if unset."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the generated problems.")
-_MODEL = flags.DEFINE_string("model", PACKAGED, "packaged (SmolLM2), hub id, folder or GGUF file.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Compute dtype.")
-_PROMPT_TEMPLATE = flags.DEFINE_string(
-    "prompt_template",
-    None,
-    r"Text with {question} in it, \n for a new line; else the chat template.",
-)
+flags.adopt_module_key_flags(model_flags)
 _UNTRAINED_SEED = flags.DEFINE_integer(
     "untrained_seed", None, "Seed of random weights in place of the trained ones: a baseline."
-)
-_CODI_CHECKPOINT = flags.DEFINE_string("codi_checkpoint", None, "Folder or hub id, over --model.")
-_LORA_ALPHA = flags.DEFINE_float("lora_alpha", 32, "LoRA alpha of the CODI checkpoint.")
-_EOS_BEFORE_THOUGHTS = flags.DEFINE_bool(
-    "eos_before_thoughts", False, "Set the thoughts off by end-of-sequence tokens (CODI)."
 )
 _FEEDBACK = flags.DEFINE_enum(
     "feedback",
@@ -103,7 +93,7 @@ def work() -> None:
 def _run() -> None:
     problems = load_problems(_PROBLEMS.value, _NUM_PROBLEMS.value, _SEED.value)
     positions = _positions()
-    model = _model()
+    model = model_flags.load(untrained_seed=_UNTRAINED_SEED.value)
     feedback = _FEEDBACK.value or _default_feedback(model, positions)
     if _EVALUATE.value:
         result = evaluate(problems, model, feedback=feedback, batch_size=_BATCH_SIZE.value)
@@ -127,24 +117,6 @@ def _run() -> None:
     print(
         f"{store.path}: {store.num_rows} rows of {store.d_in} values at "
         f"{len(store.layers)} layers and {len(store.positions)} positions"
-    )
-
-
-def _model() -> LanguageModel:
-    template = _PROMPT_TEMPLATE.value
-    model = load_model(
-        _MODEL.value,
-        dtype=_DTYPE.value,
-        untrained_seed=_UNTRAINED_SEED.value,
-        prompt_template=template and template.replace("\\n", "\n"),
-    )
-    if _CODI_CHECKPOINT.value is None:
-        return model
-    return load_codi(
-        model,
-        _CODI_CHECKPOINT.value,
-        lora_alpha=_LORA_ALPHA.value,
-        eos_before_thoughts=_EOS_BEFORE_THOUGHTS.value,
     )
 
 

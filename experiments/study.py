@@ -25,9 +25,9 @@ import io
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import command
+import model_flags
 from absl import flags, logging
 from stages import (
     almost_dead,
@@ -73,11 +73,7 @@ _ACTIVATIONS = flags.DEFINE_string("activations", None, "A finished store.", req
 _UNTRAINED = flags.DEFINE_string(
     "untrained_activations", None, "A finished store of the same model with random weights."
 )
-_MODEL = flags.DEFINE_string("model", "packaged", "The model of the activations, to intervene in.")
-_PROMPT_TEMPLATE = flags.DEFINE_string(
-    "prompt_template", None, r"That of the activations; \n for a new line."
-)
-_CODI_CHECKPOINT = flags.DEFINE_string("codi_checkpoint", None, "That of the activations, if any.")
+flags.adopt_module_key_flags(model_flags)  # Of the model that the activations come from.
 _LAYER = flags.DEFINE_integer("layer", 25, "0-based decoder layer of the published grid.")
 _POSITION = flags.DEFINE_string("position", "3", "Its continuous thought.")
 _MAP_LAYERS = flags.DEFINE_list("map_layers", ["5", "10", "15", "20", "25", "29"], "Of the map.")
@@ -140,7 +136,7 @@ def opened(output: Path) -> Study:
     study = Study(
         store=store,
         untrained_store=untrained,
-        load_model=load_model,
+        load_model=model_flags.load,
         layer=_LAYER.value,
         position=store.parse_position(_POSITION.value),
         map_layers=tuple(command.numbers(_MAP_LAYERS)),
@@ -152,17 +148,6 @@ def opened(output: Path) -> Study:
     for layer in (*study.map_layers, study.layer):
         study.split((layer, study.position))
     return study
-
-
-def load_model() -> Any:
-    """The model that the activations come from."""
-    # Imported here, since most stages need no PyTorch.
-    from sae_jax.extraction.codi import load_codi
-    from sae_jax.extraction.models import load_model as load
-
-    template = _PROMPT_TEMPLATE.value
-    model = load(_MODEL.value, prompt_template=template and template.replace("\\n", "\n"))
-    return load_codi(model, _CODI_CHECKPOINT.value) if _CODI_CHECKPOINT.value else model
 
 
 def shortened(rows: Rows) -> Rows:

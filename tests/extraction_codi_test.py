@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from tiny_codi import RANK, random_state, save
 from tiny_llama import D_IN, NUM_LAYERS, VOCAB_SIZE
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -12,46 +12,13 @@ from sae_jax.extraction.continuous_thoughts import thought_activations
 from sae_jax.extraction.models import load_model
 from sae_jax.problems import Problem
 
-RANK, WIDTH, ALPHA = 4, 10, 32
+ALPHA = 32
 QUESTIONS = ("What is 2+2?", "Tom has 12 apples and eats 5. How many are left?", "1+1?")
-MODULES = {
-    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj"),
-}
 
 
 @pytest.fixture(scope="module")
 def state(tiny_llama_folder):
-    """A checkpoint in the published layout, built from its description, with random weights."""
-    generator = torch.Generator().manual_seed(1)
-
-    def random(*shape):
-        return torch.randn(shape, generator=generator) * 0.15
-
-    base = LlamaForCausalLM.from_pretrained(tiny_llama_folder, dtype=torch.float32).state_dict()
-    state = {}
-    for name, tensor in base.items():
-        module = name.removesuffix(".weight")
-        if module.endswith("_proj"):
-            prefix = f"codi.base_model.model.{module}"
-            state[f"{prefix}.base_layer.weight"] = random(*tensor.shape)
-            state[f"{prefix}.lora_A.default.weight"] = random(RANK, tensor.shape[1])
-            state[f"{prefix}.lora_B.default.weight"] = random(tensor.shape[0], RANK)
-        elif module.endswith("embed_tokens"):
-            state[f"codi.base_model.model.{name}"] = random(VOCAB_SIZE + 3, D_IN)
-        elif module != "lm_head":
-            state[f"codi.base_model.model.{name}"] = 1 + random(*tensor.shape)
-    state["prj.1.weight"], state["prj.1.bias"] = random(WIDTH, D_IN), random(WIDTH)
-    state["prj.3.weight"], state["prj.3.bias"] = random(D_IN, WIDTH), random(D_IN)
-    state["prj.ln.weight"], state["prj.ln.bias"] = random(D_IN), random(D_IN)
-    return state
-
-
-def save(state, folder):
-    save_file(
-        {name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors"
-    )
-    return str(folder)
+    return random_state(tiny_llama_folder)
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +190,61 @@ def test_the_weights_fingerprint_is_the_checkpoints(tiny_llama_folder, state, mo
     assert (
         changed.settings()["rendered_prompt_sha256"] == model.settings()["rendered_prompt_sha256"]
     )
+
+
+class TestAnUntrainedBase:
+    """The baseline of the same shapes in which nothing is learned."""
+
+    def load(self, folder, checkpoint, seed):
+        base = load_model(folder, device="cpu", untrained_seed=seed)
+        before = {name: weight.clone() for name, weight in base.causal_lm.state_dict().items()}
+        return before, load_codi(base, checkpoint)
+
+    def test_keeps_its_weights_and_takes_none_of_the_checkpoints(
+        self, tiny_llama_folder, checkpoint, state
+    ):
+        before, model = self.load(tiny_llama_folder, checkpoint, 1)
+        embedding = "model.embed_tokens.weight"
+        for name, weight in model.causal_lm.state_dict().items():
+            if name not in (embedding, "lm_head.weight"):
+                torch.testing.assert_close(weight, before[name], rtol=0, atol=0)
+        after = model.causal_lm.state_dict()[embedding]
+        assert after.shape == (VOCAB_SIZE + 3, D_IN)
+        torch.testing.assert_close(after[:VOCAB_SIZE], before[embedding], rtol=0, atol=0)
+        # New rows are as large as others, and not drawn from numbers that the base has used.
+        deviation = before[embedding].std()
+        assert 0.5 * deviation < after[VOCAB_SIZE:].std() < 2 * deviation
+        rows = torch.cat([w for w in before.values() if w.ndim == 2 and w.shape[1] == D_IN])
+        cosines = torch.nn.functional.cosine_similarity(after[VOCAB_SIZE:, None], rows[None], -1)
+        assert cosines.max() < 0.99
+        for name, weight in model.projection.named_parameters():
+            there = state[f"prj.{name}"]
+            assert weight.shape == there.shape
+            assert not torch.equal(weight, there)
+        assert model.thought_tokens.begin == VOCAB_SIZE + 1
+        assert (
+            model.name == f"{tiny_llama_folder}, untrained with seed 1, shaped as CODI {checkpoint}"
+        )
+
+    def test_a_seed_gives_one_model(self, tiny_llama_folder, checkpoint, model):
+        torch.manual_seed(5)
+        drawn = torch.rand(3)
+        torch.manual_seed(5)
+        first, again, other = (
+            self.load(tiny_llama_folder, checkpoint, seed)[1] for seed in (1, 1, 2)
+        )
+        torch.testing.assert_close(torch.rand(3), drawn, rtol=0, atol=0)
+        hashes = [m.settings()["weights_sha256"] for m in (first, again, other, model)]
+        assert hashes[0] == hashes[1]
+        assert len(set(hashes)) == 3
+        thoughts = [
+            thought_activations(
+                m, [m.prompt_ids("1+1?")], layers=range(NUM_LAYERS), feedback="codi"
+            )
+            for m in (first, again, other, model)
+        ]
+        torch.testing.assert_close(thoughts[0], thoughts[1], rtol=0, atol=0)
+        assert not any(torch.allclose(thoughts[0], t, atol=1e-2) for t in thoughts[2:])
 
 
 def test_rotary_frequencies_stay_in_float32_under_bfloat16(tiny_llama_folder, checkpoint, model):

@@ -52,6 +52,9 @@ def load_codi(
     The weights tell the LoRA rank, the projection's width and whether it has a LayerNorm, but
     not `lora_alpha`. The LoRA products are merged into the weights, in float32.
 
+    An untrained base stays untrained: of the checkpoint it takes the shapes alone, and thought
+    tokens and projection get random weights too.
+
     Args:
       base: the model that was fine-tuned.
       checkpoint: a folder or hub id with `model.safetensors` or `pytorch_model.bin`.
@@ -67,7 +70,6 @@ def load_codi(
     compute_dtype = base.causal_lm.dtype
     vocab_size = base.causal_lm.config.vocab_size
     causal_lm = base.causal_lm.float()
-    causal_lm.resize_token_embeddings(vocab_size + 3, mean_resizing=False)
 
     lora_a = [tensor for name, tensor in state.items() if name.endswith(_LORA_A)]
     ranks = {tensor.shape[0] for tensor in lora_a}
@@ -81,13 +83,20 @@ def load_codi(
         target_modules=list(_TARGET_MODULES),
         task_type="CAUSAL_LM",
     )
+    untrained = base.untrained_seed is not None
     wrapped = nn.Module()
-    wrapped.codi = cast(PeftModel, get_peft_model(causal_lm, config))  # type: ignore[arg-type]
-    wrapped.prj = _projection(state, checkpoint, base.d_in)
-    _load_exactly(wrapped, state, checkpoint, causal_lm.config.tie_word_embeddings)
+    with torch.random.fork_rng():
+        torch.manual_seed(base.untrained_seed or 0)  # What is drawn is kept if it is untrained.
+        causal_lm.resize_token_embeddings(vocab_size + 3, mean_resizing=False)
+        wrapped.codi = cast(PeftModel, get_peft_model(causal_lm, config))  # type: ignore[arg-type]
+        wrapped.prj = _projection(state, checkpoint, base.d_in)
+    if untrained:
+        state = wrapped.state_dict()  # Its LoRA products are zero.
+    else:
+        _load_exactly(wrapped, state, checkpoint, causal_lm.config.tie_word_embeddings)
     _logger.info(
         "CODI checkpoint %s: %d LoRA products of rank %d and alpha %g, projection of width %d %s "
-        "LayerNorm, vocabulary %d + 3; every weight loaded",
+        "LayerNorm, vocabulary %d + 3; %s",
         checkpoint,
         len(lora_a),
         rank,
@@ -95,6 +104,7 @@ def load_codi(
         state["prj.1.weight"].shape[0],
         "with" if hasattr(wrapped.prj, "ln") else "without",
         vocab_size,
+        "its shapes alone, with random weights" if untrained else "every weight loaded",
     )
     merged = cast_parameters(wrapped.codi.merge_and_unload(), compute_dtype)
     projection = cast_parameters(wrapped.prj.to(base.device), compute_dtype)
@@ -103,9 +113,10 @@ def load_codi(
         end=vocab_size + 2,
         eos=base.tokenizer.eos_token_id if eos_before_thoughts else None,
     )
+    name = f"{base.name} with CODI {checkpoint} (lora_alpha {lora_alpha:g})"
     return dataclasses.replace(
         base,
-        name=f"{base.name} with CODI {checkpoint} (lora_alpha {lora_alpha:g})",
+        name=f"{base.name}, shaped as CODI {checkpoint}" if untrained else name,
         causal_lm=merged,
         thought_tokens=tokens,
         projection=projection,

@@ -55,6 +55,7 @@ class LanguageModel:
         the next embedding `[..., d_in]`.
       weights_sha256: checksum of a CODI checkpoint's tensors, since merging them rounds
         differently from machine to machine; None for that of the weights of `causal_lm`.
+      untrained_seed: PRNG seed of weights that are random; None for trained ones.
 
     Raises:
       ValueError: if the prompt template has no place for the question.
@@ -67,6 +68,7 @@ class LanguageModel:
     thought_tokens: ThoughtTokens | None = None
     projection: torch.nn.Module | None = None
     weights_sha256: str | None = None
+    untrained_seed: int | None = None
 
     def __post_init__(self):
         if self.prompt_template is not None and _QUESTION not in self.prompt_template:

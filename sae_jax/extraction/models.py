@@ -69,7 +69,9 @@ def load_model(
     name = source
     if untrained_seed is not None:
         name = f"{source}, untrained with seed {untrained_seed}"
-    model = LanguageModel(name, causal_lm, tokenizer, prompt_template)
+    model = LanguageModel(
+        name, causal_lm, tokenizer, prompt_template, untrained_seed=untrained_seed
+    )
     check_family(model)
     return model
 
