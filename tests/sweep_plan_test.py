@@ -18,7 +18,7 @@ MIB = 2**20
 
 def on(platform, stats=None):
     """A placement on a device that is not there."""
-    return Placement(SimpleNamespace(platform=platform, memory_stats=lambda: stats))
+    return Placement((SimpleNamespace(platform=platform, memory_stats=lambda: stats),))
 
 
 def members(*sizes, layer=14, position=3):
