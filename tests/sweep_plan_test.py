@@ -21,6 +21,12 @@ def on(platform, stats=None):
     return Placement((SimpleNamespace(platform=platform, memory_stats=lambda: stats),))
 
 
+def on_many(shape, platform="gpu"):
+    """A placement on devices that are not there."""
+    devices = on(platform).devices * (shape[0] * shape[1] * shape[2])
+    return Placement(devices, shape)
+
+
 def members(*sizes, layer=14, position=3):
     return [SAEConfig(d_sae=d, k=1, layer=layer, position=position) for d in sizes]
 
@@ -280,3 +286,38 @@ def test_plan_prints_as_a_table_before_training():
         ["0", "3", "side", "by", "side", "64", "dense", "-", "-", "0.0%", "4.1", "0.03", severity],
         ["1", "3", "side", "by", "side", "32", "dense", "-", "-", "0.0%", "2.8", "0.02", severity],
     ]
+
+
+def test_members_on_devices_of_their_own_take_the_memory_of_fewer():
+    configs = members(*[512] * 8)
+    (whole,) = plan_sweep(configs, SIZES, TrainConfig(), on("gpu")).groups
+    (two,) = plan_sweep(configs[:2], SIZES, TrainConfig(), on("gpu")).groups
+    (spread,) = plan_sweep(configs, SIZES, TrainConfig(), on_many((4, 1, 1))).groups
+    assert spread.members == whole.members
+    assert spread.num_bytes == two.num_bytes
+
+
+def test_a_dictionary_among_devices_takes_the_memory_of_a_part():
+    small = {SLICE: (10, 2048, 2048)}
+    configs = members(65_536)
+    config = TrainConfig(batch_size=1)
+    (whole,) = plan_sweep(configs, small, config, on("gpu")).groups
+    (quarter,) = plan_sweep(configs, small, config, on_many((1, 1, 4))).groups
+    # All but the directions, compared with those of all devices, and the samples.
+    directions = 4 * 65_536 * 2048
+    assert quarter.num_bytes - directions == pytest.approx(whole.num_bytes / 4, rel=0.01)
+    assert quarter.width == 65_536
+    (odd,) = plan_sweep(members(65_533), small, config, on_many((1, 1, 4))).groups
+    assert odd.width == 65_536
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 1), (1, 1, 2)])
+def test_a_member_among_devices_has_the_dense_kernel(shape):
+    sizes, placement = {SLICE: (5978, 2048, 2048)}, on_many(shape, "cpu")
+    (group,) = plan_sweep(members(4096), sizes, TrainConfig(), placement).groups
+    assert group.kernel == "dense"
+    with pytest.raises(ValueError, match=r"on 2 cpu devices, .* is served by 'auto', 'dense'$"):
+        plan_sweep(members(4096), sizes, TrainConfig(kernel="firing_rows"), placement)
+    spread = on_many((2, 1, 1), "cpu")
+    (group,) = plan_sweep(members(4096), sizes, TrainConfig(), spread).groups
+    assert group.kernel == "selected_rows"
