@@ -63,10 +63,17 @@ def test_a_device_does_with_its_members_bit_for_bit_what_it_would_do_alone():
     assert all(found["same_bits"] for found in on_eight_devices("side_by_side"))
 
 
-def test_members_tell_each_other_nothing_in_an_epoch():
-    alone, shared = on_eight_devices("collectives", "members:2", "data:2,latents:2")
-    assert alone == []
-    assert "all-reduce" in shared
+def test_devices_tell_each_other_what_docs_say():
+    found = on_eight_devices("collectives", "members:2", "data:2", "latents:2")
+    num_members, d_in, d_sae, batch_size, rest = 2, 12, 24, 32, 7
+    assert found["members:2"] == []
+    # The gradients and the loss, once; beside them whether rows are done, and what a CPU copies.
+    gradients = num_members * (2 * d_in * d_sae + d_sae + d_in + 1)
+    assert sorted(found["data:2"])[-2:] == [gradients, num_members * d_sae * batch_size]
+    # Reconstructions of a batch and of the smaller last one; beside them counts for each sample.
+    *counts, last, full = sorted(found["latents:2"])
+    assert (last, full) == (num_members * rest * d_in, num_members * batch_size * d_in)
+    assert set(counts) == {num_members * rest, num_members * batch_size}
 
 
 @pytest.mark.slow
@@ -92,6 +99,10 @@ def test_an_epoch_of_every_architecture_lowers_for_a_mesh_of_accelerators():
 @pytest.mark.slow
 def test_an_epoch_lowers_for_every_mesh_of_accelerators():
     assert_lowers(["abs_topk", "batch_topk"], *AXES, *PAIRS)
+
+
+def test_another_device_gives_the_same_bits():
+    assert on_eight_devices("each_device") == [True]
 
 
 def test_all_devices_go_to_members_and_the_rest_to_data():

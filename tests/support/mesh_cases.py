@@ -5,6 +5,7 @@ starts. A case prints what it finds as JSON.
 """
 
 import json
+import math
 import re
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from hyperparameters import hyperparameters
+from random_saes import random_topk
 from sweeps import samples
 
 from sae_jax import SAEConfig, TrainConfig, train_sweep
@@ -114,14 +116,21 @@ def resume(*meshes):
 
 
 def collectives(*meshes):
-    """The collectives in the compiled program of an epoch of two members."""
+    """What devices tell each other in an epoch of two members: the numbers in each message that
+    the compiled program has, by mesh."""
+    configs = members("topk", 2, aux_coefficient=0.0, preset=None)
+    found = {}
     for mesh in meshes:
-        config = TrainConfig(batch_size=BATCH_SIZE, mesh=mesh)
-        configs = members("batch_topk", 2)
-        placement = Placement.of(config, configs)
+        placement = Placement.of(TrainConfig(batch_size=BATCH_SIZE, mesh=mesh), configs)
         program = Program(configs[0].template, placement=placement)
-        compiled = lowered(program, num_members=2).compile().as_text()
-        yield sorted(set(re.findall(r"all-\w+|collective-\w+|reduce-scatter", compiled)))
+        lines = lowered(program, num_members=2).compile().as_text().splitlines()
+        named = r"= (\S.*?) (?:all-|collective-|reduce-scatter)[\w-]*\("
+        messages = [match[1] for line in lines if (match := re.search(named, line))]
+        found[mesh] = [
+            sum(math.prod(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", m))
+            for m in messages
+        ]
+    return found
 
 
 def lowered(program, num_members, platform="cpu"):
@@ -150,6 +159,18 @@ def lowering(meshes, *architectures):
             for platform in ("cuda", "tpu"):
                 text = lowered(program, 2, platform).as_text()
                 yield mesh, int(re.search(r"num_partitions = (\d+)", text)[1])
+
+
+def each_device():
+    """Whether an encoder gives the same bits on the first and on the last device."""
+    x, sae, found = X[:11], random_topk(0, D_IN, D_SAE, 3), []
+    for device in (jax.devices()[0], jax.devices()[-1]):
+        with jax.default_device(device):
+            moved = type(sae)(jax.device_put(sae.params, device), 3)
+            z = jax.jit(moved.encode)(jax.device_put(x, device))
+            assert z.devices() == {device}
+            found.append(np.asarray(z))
+    yield np.array_equal(*found)
 
 
 def default_meshes():
