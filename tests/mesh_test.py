@@ -96,9 +96,8 @@ def test_an_epoch_of_every_architecture_lowers_for_a_mesh_of_accelerators():
     assert_lowers(ARCHITECTURES, ALL)
 
 
-@pytest.mark.slow
 def test_an_epoch_lowers_for_every_mesh_of_accelerators():
-    assert_lowers(["abs_topk", "batch_topk"], *AXES, *PAIRS)
+    assert_lowers(["batch_topk"], *AXES, *PAIRS)
 
 
 def test_another_device_gives_the_same_bits():

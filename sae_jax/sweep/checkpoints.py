@@ -175,9 +175,10 @@ class GroupCheckpoints:
             raise
         # Earlier versions kept a digest of the arrays instead of one of each file.
         digest = (metadata.custom_metadata or {}).get("sha256")
-        own = [array[: len(leaf)] for array, leaf in zip(arrays, leaves, strict=True)]
-        if not has_checksums and digest != fingerprint([losses_read, *own]):
-            raise DamagedError(f"{CHECKSUMS_NAME} is missing, or arrays are not as saved")
+        if not has_checksums:
+            own = [array[: len(leaf)] for array, leaf in zip(arrays, leaves, strict=True)]
+            if digest != fingerprint([losses_read, *own]):
+                raise DamagedError(f"{CHECKSUMS_NAME} is missing, or arrays are not as saved")
         state = jax.tree.unflatten(structure, arrays)
         return _encoders_swapped(state) if by_columns else state, losses_read
 

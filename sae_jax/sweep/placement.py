@@ -166,14 +166,20 @@ class Placement:
         Yields:
           Which members they are, `[n]`, and their arrays, on the same devices.
         """
-        num_members = len(jax.tree.leaves(tree)[0])
-        members = np.arange(num_members).reshape(self.shape[0], -1)
+        members = np.arange(len(jax.tree.leaves(tree)[0])).reshape(self.shape[0], -1)
         each = members.shape[1]
         at_once = min(at_once, each)
-        for first in range(0, each, at_once):
-            share = slice(first := min(first, each - at_once), first + at_once)
-            taken = self.on_each(partial(jax.tree.map, lambda leaf, share=share: leaf[share]))
-            yield members[:, share].ravel(), (jax.jit(taken) if self.shape[0] > 1 else taken)(tree)
+
+        @jax.jit
+        def taken(tree: Any, first: jax.Array) -> Any:
+            def share(leaf: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_slice_in_dim(leaf, first, at_once)
+
+            return self.on_each(partial(jax.tree.map, share))(tree)
+
+        for start in range(0, each, at_once):
+            first = min(start, each - at_once)
+            yield members[:, first : first + at_once].ravel(), taken(tree, first)
 
     @cached_property
     def _mesh(self) -> Mesh:
