@@ -123,7 +123,7 @@ def collectives(*meshes):
     for mesh in meshes:
         placement = Placement.of(TrainConfig(batch_size=BATCH_SIZE, mesh=mesh), configs)
         program = Program(configs[0].template, placement=placement)
-        lines = lowered(program, num_members=2).compile().as_text().splitlines()
+        lines = lowered(program, num_members=2, num_rest=0).compile().as_text().splitlines()
         named = r"= (\S.*?) (?:all-|collective-|reduce-scatter)[\w-]*\("
         messages = [match[1] for line in lines if (match := re.search(named, line))]
         found[mesh] = [
@@ -133,7 +133,7 @@ def collectives(*meshes):
     return found
 
 
-def lowered(program, num_members, platform="cpu"):
+def lowered(program, num_members, platform="cpu", num_rest=7):
     """The program of an epoch for a platform that need not be there, from shapes alone."""
     hyper = hyperparameters(*[(D_SAE, 3, 0, 1e-3)] * num_members)
     if program.template.prefix_fractions:
@@ -144,21 +144,22 @@ def lowered(program, num_members, platform="cpu"):
         partial(init_group, program=program, d_in=D_IN, width=D_SAE), hyper, center
     )
     samples_of = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    batches = Batches(Samples(samples_of((2, BATCH_SIZE, D_IN))), Samples(samples_of((7, D_IN))))
+    batches = Batches(
+        Samples(samples_of((2, BATCH_SIZE, D_IN))), Samples(samples_of((num_rest, D_IN)))
+    )
     traced = train_epoch.trace(state, hyper, batches, 0, program=program)
     return traced.lower(lowering_platforms=(platform,))
 
 
-def lowering(meshes, *architectures):
-    """How many devices the programs of a mesh are for, on accelerators."""
-    for mesh in meshes.split(";"):
-        for architecture in architectures:
-            configs = members(architecture, 2)
-            placement = Placement.of(TrainConfig(batch_size=BATCH_SIZE, mesh=mesh), configs)
-            program = Program(configs[0].template, placement=placement)
-            for platform in ("cuda", "tpu"):
-                text = lowered(program, 2, platform).as_text()
-                yield mesh, int(re.search(r"num_partitions = (\d+)", text)[1])
+def lowering(*pairs):
+    """How many devices the programs of an architecture on a mesh are for, on accelerators."""
+    for pair in pairs:
+        architecture, mesh = pair.split("@")
+        configs = members(architecture, 2)
+        placement = Placement.of(TrainConfig(batch_size=BATCH_SIZE, mesh=mesh), configs)
+        program = Program(configs[0].template, placement=placement)
+        texts = (lowered(program, 2, platform).as_text() for platform in ("cuda", "tpu"))
+        yield [int(re.search(r"num_partitions = (\d+)", text)[1]) for text in texts]
 
 
 def each_device():
