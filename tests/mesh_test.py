@@ -58,11 +58,6 @@ def test_members_that_take_turns_have_the_same_bits_on_any_number_of_devices():
     assert found["explained_variance"] < 1e-6
 
 
-@pytest.mark.slow
-def test_a_device_does_with_its_members_bit_for_bit_what_it_would_do_alone():
-    assert all(found["same_bits"] for found in on_eight_devices("side_by_side"))
-
-
 def test_devices_tell_each_other_what_docs_say():
     found = on_eight_devices("collectives", "members:2", "data:2", "latents:2")
     num_members, d_in, d_sae, batch_size = 2, 12, 24, 32

@@ -82,16 +82,6 @@ def in_turns():
     return differences(trained(configs, "members:4", kernel="firing_rows"), expected)
 
 
-def side_by_side():
-    """What a device does with its members, beside a single device that has no others."""
-    configs = [SAEConfig(D_SAE, seed=i, **FIELDS["abs_topk"]) for i in range(4)]
-    spread = trained(configs, "members:2")
-    for first in (0, 2):
-        alone = trained(configs[first : first + 2], "members:1")
-        pair = type(spread)(spread.members[first : first + 2], spread.train_config)
-        yield differences(pair, alone)
-
-
 class Stopped(Exception):
     """What a callback raises to end a sweep."""
 
