@@ -21,7 +21,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A mesh of devices, `members x data x latents`; nothing else knows of it.
+    """A mesh of devices, `members x data x latents`; nothing else asks JAX for devices.
 
     Each device along `members` has members of its own, each along `data` a share of every
     batch, and each along `latents` a share of every dictionary: rows of encoder and decoder.
