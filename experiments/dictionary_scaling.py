@@ -64,6 +64,9 @@ _EPOCHS = flags.DEFINE_integer("epochs", 25, "Passes over the training samples."
 _COMPUTE_DTYPE = flags.DEFINE_enum(
     "compute_dtype", "float32", COMPUTE_DTYPES, "Of the training's matrix products."
 )
+_MESH = flags.DEFINE_string(
+    "mesh", None, "Devices along each axis, as members:4,data:2; all of them by default."
+)
 _CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every",
     None,
@@ -175,7 +178,9 @@ def trained(split: sae_jax.Split, output: Path) -> sae_jax.SweepResult:
     if holds_sweep(folder):
         return sae_jax.SweepResult.load(folder)
     configs = reference.grid(_SEEDS.value, _NORMALIZE.value, vary_order=_VARY_ORDER.value)
-    train_config = sae_jax.TrainConfig(epochs=_EPOCHS.value, compute_dtype=_COMPUTE_DTYPE.value)
+    train_config = sae_jax.TrainConfig(
+        epochs=_EPOCHS.value, compute_dtype=_COMPUTE_DTYPE.value, mesh=_MESH.value
+    )
     print(plan_for(configs, split.train, train_config))
     with log_to(_LOG_DIR.value) if _LOG_DIR.value else nullcontext() as log:
         result = sae_jax.train_sweep(

@@ -5,6 +5,7 @@ import itertools
 import math
 import numbers
 import operator
+import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -21,6 +22,11 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "kernel": ("auto", "dense", "firing_rows", "selected_rows"),
 }
 """What the fields of a config that name something may be."""
+
+MESH_AXES = ("members", "data", "latents")
+"""Along what a sweep may be spread over devices."""
+
+_MESH_AXIS = re.compile(rf"({'|'.join(MESH_AXES)}):([1-9][0-9]*)")
 
 _STEP_FIELDS = ("sparsity_warmup_steps", "warmup_steps", "decay_steps", "k_anneal_steps")
 _OPTIONAL_FLOATS = ("sparsity_coefficient", "bandwidth", "threshold_init", "clip_norm")
@@ -247,7 +253,10 @@ class TrainConfig:
         for each member.
       max_padding: largest share of a group's arithmetic that may be spent on padding;
         `None` takes the measured default of the backend.
-      memory_budget: bytes a group may occupy; `None` takes most of what the device has.
+      memory_budget: bytes of each device that a group may occupy; `None` takes most of what it has.
+      mesh: number of devices along axes of `MESH_AXES`, as `"members:4,data:2"`: members are spread
+        over devices, batches divided, or dictionaries; `None` takes all devices for members, as
+        far as there are members, and those left over for data.
     """
 
     epochs: int = 25
@@ -257,6 +266,7 @@ class TrainConfig:
     kernel: Literal["auto", "dense", "firing_rows", "selected_rows"] = "auto"
     max_padding: float | None = None
     memory_budget: int | None = None
+    mesh: str | None = None
 
     def data_seed_of(self, config: SAEConfig) -> int:
         """PRNG seed of the order in which a member sees the samples."""
@@ -273,6 +283,28 @@ class TrainConfig:
         padding, budget = self.max_padding, self.memory_budget
         _check(self, "max_padding", padding is None or 0 <= padding < 1, "0 up to below 1")
         _check(self, "memory_budget", budget is None or budget >= 1, "1 or more bytes")
+        if self.mesh is not None:
+            _, num_shares, _ = mesh_shape(self.mesh)
+            divisible = self.batch_size % num_shares == 0
+            _check(self, "batch_size", divisible, f"a multiple of {num_shares}, as mesh has data")
+
+
+def mesh_shape(mesh: str) -> tuple[int, int, int]:
+    """Number of devices along each of `MESH_AXES`, of which a mesh may name some.
+
+    Raises:
+      ValueError: if the text is not a list such as `"members:4,data:2"`.
+    """
+    words = mesh.split(",") if isinstance(mesh, str) else []
+    found = [_MESH_AXIS.fullmatch(word.strip()) for word in words]
+    sizes = {match[1]: int(match[2]) for match in found if match}
+    if not words or len(sizes) < len(words):
+        raise ValueError(
+            f"mesh is {mesh!r}; allowed are numbers of devices along {', '.join(MESH_AXES)}, such"
+            " as 'members:4,data:2'"
+        )
+    members, data, latents = (sizes.get(axis, 1) for axis in MESH_AXES)
+    return members, data, latents
 
 
 def _make_integers(config: Any, *names: str, optional: bool = False) -> None:

@@ -3,13 +3,10 @@
 import os
 from pathlib import Path
 
-import chex
 import jax
 import numpy as np
 import pytest
 
-# Before JAX starts: some tests need a second device.
-chex.set_n_cpu_devices(2)
 # A forgotten axis and a promotion of dtypes that nobody wrote down are errors.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

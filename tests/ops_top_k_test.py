@@ -11,7 +11,14 @@ from hypothesis.extra import numpy as hnp
 
 from sae_jax.architectures.initialization import init_params
 from sae_jax.architectures.topk import TopKSAE
-from sae_jax.ops.top_k import _bisect, _count, signed_top_k_mask, top_k_mask
+from sae_jax.ops.top_k import (
+    _bisect,
+    _count,
+    _last_kept,
+    batch_top_k_mask,
+    signed_top_k_mask,
+    top_k_mask,
+)
 
 NUM_ROWS, NUM_LATENTS = 3, 13
 SMALLEST_SUBNORMAL = np.float32(1e-45)
@@ -57,6 +64,27 @@ def test_both_bisections_find_thresholds_of_the_k_largest(stop_early, values, k)
     threshold = jax.jit(_bisect, static_argnames="stop_early")(bits, k, stop_early=stop_early)
     kth_largest = -np.sort(-bits, axis=-1)[:, k - 1 : k]
     np.testing.assert_array_equal(bits >= threshold, bits >= kth_largest)
+
+
+@pytest.mark.parametrize("stop_early", [True, False], ids=["cpu", "accelerators"])
+@given(rows(st.booleans()).map(lambda rows: rows > 0), st.data())
+@settings(max_examples=50, deadline=None)
+def test_both_searches_end_before_the_surplus(stop_early, tied, data):
+    surplus = np.array([[data.draw(st.integers(0, row.sum()))] for row in tied], np.int32)
+    last = np.asarray(
+        jax.jit(_last_kept, static_argnames="stop_early")(tied, surplus, stop_early=stop_early)
+    )
+    kept = tied & (np.arange(NUM_LATENTS) <= last)
+    for row, kept_row, (num_lost,) in zip(tied, kept, surplus, strict=True):
+        indices = np.flatnonzero(row)
+        np.testing.assert_array_equal(np.flatnonzero(kept_row), indices[: len(indices) - num_lost])
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows(st.sampled_from(AWKWARD)), st.integers(1, NUM_ROWS * NUM_LATENTS))
+def test_ties_and_extremes_of_a_batch(values, k):
+    expected = oracle(values.reshape(1, -1), k).reshape(values.shape)
+    np.testing.assert_array_equal(jax.jit(batch_top_k_mask)(values, k), expected)
 
 
 @settings(max_examples=100, deadline=None)
@@ -120,6 +148,7 @@ def test_only_a_cpu_counts_by_products_and_asks_whether_all_rows_are_done(platfo
     program = jax.export.export(jitted_mask, platforms=(platform,))(*arguments).mlir_module()
     assert ("stablehlo.dot_general" in program) == (platform == "cpu")
     assert ("stablehlo.and across" in program) == (platform == "cpu")
+    assert ("stablehlo.or across" in program) == (platform == "cpu")
 
 
 def test_64_bit_types_by_default_change_nothing():
@@ -128,6 +157,14 @@ def test_64_bit_types_by_default_change_nothing():
         for dtype in (np.float32, np.float64):
             got = jax.jit(top_k_mask)(jnp.asarray(values, dtype), 5)
             np.testing.assert_array_equal(got, oracle(values, 5))
+            got = jax.jit(batch_top_k_mask)(jnp.asarray(values, dtype), 5)
+            np.testing.assert_array_equal(np.ravel(got), oracle(values.ravel(), 5))
+
+
+def test_a_batch_of_more_entries_than_int32_counts_is_refused():
+    values = jax.ShapeDtypeStruct((2**11, 2**20), jnp.float32)
+    with pytest.raises(ValueError, match=r"\(2048, 1048576\) entries; allowed are fewer than 2"):
+        jax.eval_shape(batch_top_k_mask, values, 5)
 
 
 def test_it_is_a_constant_to_every_derivative():

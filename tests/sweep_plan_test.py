@@ -18,7 +18,13 @@ MIB = 2**20
 
 def on(platform, stats=None):
     """A placement on a device that is not there."""
-    return Placement(SimpleNamespace(platform=platform, memory_stats=lambda: stats))
+    return Placement((SimpleNamespace(platform=platform, memory_stats=lambda: stats),))
+
+
+def on_many(shape, platform="gpu"):
+    """A placement on devices that are not there."""
+    devices = on(platform).devices * (shape[0] * shape[1] * shape[2])
+    return Placement(devices, shape)
 
 
 def members(*sizes, layer=14, position=3):
@@ -280,3 +286,39 @@ def test_plan_prints_as_a_table_before_training():
         ["0", "3", "side", "by", "side", "64", "dense", "-", "-", "0.0%", "4.1", "0.03", severity],
         ["1", "3", "side", "by", "side", "32", "dense", "-", "-", "0.0%", "2.8", "0.02", severity],
     ]
+
+
+def test_members_on_devices_of_their_own_take_the_memory_of_fewer():
+    configs = members(*[512] * 8)
+    (whole,) = plan_sweep(configs, SIZES, TrainConfig(), on("gpu")).groups
+    (two,) = plan_sweep(configs[:2], SIZES, TrainConfig(), on("gpu")).groups
+    (spread,) = plan_sweep(configs, SIZES, TrainConfig(), on_many((4, 1, 1))).groups
+    assert spread.members == whole.members
+    assert spread.num_bytes == two.num_bytes
+
+
+def test_a_dictionary_among_devices_takes_the_memory_of_a_part():
+    small = {SLICE: (10, 2048, 2048)}
+    configs = members(65_536)
+    config = TrainConfig(batch_size=1)
+    (quarter,) = plan_sweep(configs, small, config, on_many((1, 1, 4))).groups
+    # Scoring takes most: parameters and results of a quarter of the latents, half of them again for
+    # directions, activations of 512 samples, the directions of all latents, and the samples.
+    own = (2048 + 2048 + 1) * 16_384 + 2048
+    floats = 3.5 * own + 512 * (6 * 16_384 + 4 * 2048) + 65_536 * 2048 + 10 * 2048
+    assert quarter.num_bytes == 4 * floats
+    assert quarter.width == 65_536
+    (odd,) = plan_sweep(members(65_533), small, config, on_many((1, 1, 4))).groups
+    assert odd.width == 65_536
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 1), (1, 1, 2)])
+def test_a_member_among_devices_has_the_dense_kernel(shape):
+    sizes, placement = {SLICE: (5978, 2048, 2048)}, on_many(shape, "cpu")
+    (group,) = plan_sweep(members(4096), sizes, TrainConfig(), placement).groups
+    assert group.kernel == "dense"
+    with pytest.raises(ValueError, match=r"on 2 cpu devices, .* is served by 'auto', 'dense'$"):
+        plan_sweep(members(4096), sizes, TrainConfig(kernel="firing_rows"), placement)
+    spread = on_many((2, 1, 1), "cpu")
+    (group,) = plan_sweep(members(4096), sizes, TrainConfig(), spread).groups
+    assert group.kernel == "selected_rows"

@@ -15,7 +15,7 @@ from sae_jax.architectures.losses import mse
 from sae_jax.architectures.training import Batch, Hyperparameters, Kernel
 from sae_jax.configs import SAEConfig
 from sae_jax.ops.matmul import training_matmul, training_matmul_transposed
-from sae_jax.ops.top_k import top_k_mask
+from sae_jax.ops.top_k import batch_top_k_mask
 
 # dictionary_learning estimates no threshold up to this step.
 _FIRST_STEP = 1000
@@ -99,8 +99,7 @@ class BatchTopKSAE(KSparseSAE):
     def activate_batch(self, pre: jax.Array, k: jax.Array | int) -> jax.Array:
         """Latents in training, the k * b largest above zero, of pre-activations `[b, F]`."""
         value = jax.nn.relu(pre)
-        kept = top_k_mask(value.reshape(1, -1), k * len(pre)).reshape(value.shape)
-        return jnp.where(kept, value, 0.0)
+        return jnp.where(batch_top_k_mask(value, k * len(pre)), value, 0.0)
 
     def loss(self, batch: Batch, hyper: Hyperparameters, kernel: Kernel) -> jax.Array:
         """Mean squared error, and where it has a coefficient the auxiliary loss AuxK.

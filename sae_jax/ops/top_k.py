@@ -1,5 +1,6 @@
 """Exact top-k selection whose k is a traced value."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -11,6 +12,8 @@ from sae_jax.ops.tuning import TOP_K_BLOCK
 
 # Up to which float32 counts one by one.
 _MAX_FLOAT_COUNT = 2**24
+# From which int32 does not.
+_MAX_COUNT = 2**31
 
 
 def top_k_mask(values: jax.Array, k: jax.Array | int) -> jax.Array:
@@ -33,12 +36,50 @@ def top_k_mask(values: jax.Array, k: jax.Array | int) -> jax.Array:
     k = jnp.asarray(k, jnp.int32)
     # Bits of non-negative floats, read as signed integers, are in the floats' order.
     bits = lax.bitcast_convert_type(values, jnp.int32)
-    threshold = _kth_largest(bits, k)
+    threshold = _kth_largest(bits, k, _count)
     above = bits > threshold
     tied = bits == threshold
-    surplus = _count(above | tied) - k
-    cutoff = _last_index_kept(tied, surplus)
-    return above | (tied & (lax.broadcasted_iota(jnp.int32, bits.shape, bits.ndim - 1) <= cutoff))
+    return above | _without_last(tied, _count(above | tied) - k)
+
+
+def batch_top_k_mask(values: jax.Array, k: jax.Array | int) -> jax.Array:
+    """Marks the k largest entries of a whole batch; among equal ones the lower sample wins, and
+    of one sample the lower index.
+
+    As `top_k_mask` of the flattened batch, but rows stay rows: where samples and latents are
+    divided among devices, these tell each other counts and no values.
+
+    Args:
+      values: non-negative floats, `[b, F]`.
+      k: entries to mark, `1 <= k <= b * F`; an integer or a traced scalar.
+
+    Returns:
+      A boolean mask `[b, F]` with exactly k true entries.
+
+    Raises:
+      ValueError: if the batch has 2^31 entries or more, which int32 cannot count.
+    """
+
+    def count_all(mask: jax.Array) -> jax.Array:
+        return jnp.sum(_count(mask), axis=0, keepdims=True, dtype=jnp.int32)
+
+    if values.size >= _MAX_COUNT:
+        raise ValueError(
+            f"the batch has {values.shape} entries; allowed are fewer than 2**31 in all, so take a"
+            " smaller batch_size"
+        )
+    values = lax.stop_gradient(values).astype(jnp.float32)
+    k = jnp.asarray(k, jnp.int32)
+    bits = lax.bitcast_convert_type(values, jnp.int32)
+    threshold = _kth_largest(bits, k, count_all)
+    above = bits > threshold
+    tied = bits == threshold
+    num_tied = _count(tied)
+    # Of the surplus, what samples further down do not take up.
+    surplus = count_all(above | tied) - k
+    down_to_here = jnp.cumsum(num_tied, axis=0, dtype=jnp.int32)
+    further_down = down_to_here[-1:] - down_to_here
+    return above | _without_last(tied, jnp.clip(surplus - further_down, 0, num_tied))
 
 
 def signed_top_k_mask(values: jax.Array, allowed: jax.Array, k: jax.Array | int) -> jax.Array:
@@ -110,17 +151,27 @@ def _count(mask: jax.Array) -> jax.Array:
     return count.astype(jnp.int32)
 
 
-def _kth_largest(bits: jax.Array, k: jax.Array | int) -> jax.Array:
-    """The largest t, `[..., 1]`, with at least k entries of each row `>= t`.
+def _kth_largest(
+    bits: jax.Array, k: jax.Array, count: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """The largest t with at least k entries `>= t`, of those that are counted together.
 
     Or, where it stops early, any t with exactly k of them, which marks the same entries. An
     accelerator would wait for the host in every round to hear whether all rows are done.
     """
-    early, late = (partial(_bisect, stop_early=stop_early) for stop_early in (True, False))
+    early, late = (
+        partial(_bisect, count=count, stop_early=stop_early) for stop_early in (True, False)
+    )
     return lax.platform_dependent(bits, k, cpu=early, default=late)
 
 
-def _bisect(bits: jax.Array, k: jax.Array | int, *, stop_early: bool) -> jax.Array:
+def _bisect(
+    bits: jax.Array,
+    k: jax.Array,
+    *,
+    stop_early: bool,
+    count: Callable[[jax.Array], jax.Array] = _count,
+) -> jax.Array:
     def unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         i, _, exact = state
         return (i < 31) & ~jnp.all(exact) if stop_early else i < 31
@@ -130,29 +181,42 @@ def _bisect(bits: jax.Array, k: jax.Array | int, *, stop_early: bool) -> jax.Arr
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         i, t, exact = state
         candidate = t | (jnp.int32(1) << (30 - i))
-        count = _count(bits >= candidate)
-        t = jnp.where((count >= k) & ~exact, candidate, t)
-        return i + 1, t, exact | (count == k)
+        found = count(bits >= candidate)
+        t = jnp.where((found >= k) & ~exact, candidate, t)
+        return i + 1, t, exact | (found == k)
 
-    zeros = jnp.zeros_like(bits[..., :1])
+    zeros = jnp.zeros_like(count(bits > 0))
     return lax.while_loop(unfinished, set_bit, (jnp.int32(0), zeros, zeros > 0))[1]
 
 
-def _last_index_kept(tied: jax.Array, surplus: jax.Array) -> jax.Array:
-    """The index, `[..., 1]`, past which each row's last `surplus` tied entries lie.
+def _without_last(tied: jax.Array, surplus: jax.Array) -> jax.Array:
+    """The mask without the last `surplus`, `[..., 1]`, true entries of each row.
 
-    Rows seldom tie, so this is a bisection that ends at once when no row does.
+    Rows seldom tie, so on a CPU this is a bisection that ends at once when no row does. An
+    accelerator would wait for the host to hear so, and takes the rounds that it may need.
     """
+    early, late = (partial(_last_kept, stop_early=stop_early) for stop_early in (True, False))
+    last = lax.platform_dependent(tied, surplus, cpu=early, default=late)
+    return tied & (lax.broadcasted_iota(jnp.int32, tied.shape, tied.ndim - 1) <= last)
+
+
+def _last_kept(tied: jax.Array, surplus: jax.Array, *, stop_early: bool) -> jax.Array:
+    """The index, `[..., 1]`, past which each row's last `surplus` true entries lie."""
     num_latents = tied.shape[-1]
     index = lax.broadcasted_iota(jnp.int32, tied.shape, tied.ndim - 1)
-    low = jnp.zeros_like(surplus)
-    high = jnp.where(surplus > 0, num_latents - 1, 0)
 
-    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
+    def unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        i, low, high = state
+        return jnp.any(low < high) if stop_early else i < num_latents.bit_length()
+
+    def halve(
+        state: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        i, low, high = state
         middle = (low + high) // 2
         enough = _count(tied & (index > middle)) <= surplus
-        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+        return i + 1, jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
-    low, _ = lax.while_loop(lambda bounds: jnp.any(bounds[0] < bounds[1]), halve, (low, high))
-    return jnp.where(surplus > 0, low, num_latents - 1)
+    high = jnp.full_like(surplus, num_latents - 1)
+    low = jnp.where(surplus > 0, -1, high)  # Before the first, where all are surplus.
+    return lax.while_loop(unfinished, halve, (jnp.int32(0), low, high))[2]

@@ -62,18 +62,27 @@ class InMemory:
         """Puts the samples `[n, D]`, and targets `[n, D_out]`, on the device."""
         self.num_samples, self.d_in = x.shape
         self._samples = placement.put(jax.tree.map(jnp.asarray, Samples(x, target)))
-        self._batch_size = batch_size
+        self._batch_size, self._placement = batch_size, placement
 
     def epoch(self, data_seed: int, epoch: int) -> Batches:
         """The batches of an epoch; equal seeds and epochs give equal batches."""
         return _gathered(
-            self._samples, jnp.uint32(data_seed), jnp.int32(epoch), batch_size=self._batch_size
+            self._samples,
+            jnp.uint32(data_seed),
+            jnp.int32(epoch),
+            batch_size=self._batch_size,
+            placement=self._placement,
         )
 
 
-@partial(jax.jit, static_argnames="batch_size")
+@partial(jax.jit, static_argnames=("batch_size", "placement"))
 def _gathered(
-    samples: Samples, data_seed: jax.Array, epoch: jax.Array, *, batch_size: int
+    samples: Samples,
+    data_seed: jax.Array,
+    epoch: jax.Array,
+    *,
+    batch_size: int,
+    placement: Placement,
 ) -> Batches:
     order = epoch_order(data_seed, epoch, len(samples.x))
     num_full = len(samples.x) // batch_size
@@ -82,7 +91,10 @@ def _gathered(
     def batches(a: jax.Array) -> jax.Array:
         return a[full].reshape(num_full, batch_size, a.shape[1])
 
-    return Batches(jax.tree.map(batches, samples), jax.tree.map(lambda a: a[rest], samples))
+    return Batches(
+        placement.divided(jax.tree.map(batches, samples)),
+        jax.tree.map(lambda a: a[rest], samples),
+    )
 
 
 def epoch_order(data_seed: jax.Array | int, epoch: jax.Array | int, num_samples: int) -> jax.Array:

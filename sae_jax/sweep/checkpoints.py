@@ -76,7 +76,8 @@ class GroupCheckpoints:
 
         Args:
           epochs: number of finished epochs.
-          state: a pytree of arrays.
+          state: a pytree of arrays with leading axis M, or longer: the rest are copies that fill
+            up devices, and are not written.
           losses: losses of every step so far, `[num_steps, M]`.
 
         Raises:
@@ -89,8 +90,8 @@ class GroupCheckpoints:
         context.array.saving.use_compression = False  # Parameters hardly get smaller.
         context.memory.deepcopy_host_arrays = False  # Nobody changes them meanwhile.
         with context:
-            arrays = [losses, *jax.tree.leaves(state)]
-            ocp.save(unfinished, jax.tree.map(np.asarray, _payload(arrays)))
+            leaves = [np.asarray(leaf)[: losses.shape[1]] for leaf in jax.tree.leaves(state)]
+            ocp.save(unfinished, _payload([losses, *leaves]))
         write_checksums(unfinished)
         for path in (*unfinished.rglob("*"), unfinished):
             flush(path)
@@ -103,16 +104,20 @@ class GroupCheckpoints:
         self._pace.add(time.monotonic() - began)
 
     def restore(
-        self, template: State, steps_per_epoch: int
+        self,
+        template: State,
+        steps_per_epoch: int,
+        place: Callable[[np.ndarray], jax.Array] = jnp.array,
     ) -> tuple[int, State, np.ndarray] | None:
         """Reads the newest checkpoint that is whole; sets damaged ones aside with a warning.
 
         Args:
           template: a pytree of the shapes and dtypes of the state.
           steps_per_epoch: number of training steps in an epoch.
+          place: copies an array to where training may reuse its memory.
 
         Returns:
-          The number of finished epochs, the state on the device, and the losses of every step
+          The number of finished epochs, the state, and the losses of every step
           so far, `[num_steps, M]`; or `None` if there is no checkpoint.
 
         Raises:
@@ -120,7 +125,7 @@ class GroupCheckpoints:
         """
         for epochs in reversed(self._epochs_on_disk()):
             try:
-                return epochs, *self._load(epochs, template, epochs * steps_per_epoch)
+                return epochs, *self._load(epochs, template, epochs * steps_per_epoch, place)
             except DamagedError as damage:
                 self._set_aside(epochs, damage)
         return None
@@ -141,7 +146,13 @@ class GroupCheckpoints:
             stacklevel=3,
         )
 
-    def _load(self, epochs: int, template: State, num_steps: int) -> tuple[State, np.ndarray]:
+    def _load(
+        self,
+        epochs: int,
+        template: State,
+        num_steps: int,
+        place: Callable[[np.ndarray], jax.Array],
+    ) -> tuple[State, np.ndarray]:
         folder = self._folder / str(epochs)
         has_checksums = check_files(folder)
         by_columns = self._by_columns and not has_checksums
@@ -152,7 +163,9 @@ class GroupCheckpoints:
         try:
             metadata = ocp.metadata(folder)
             _check_settings(folder, metadata.metadata, template, losses)
-            arrays = _read(folder, [losses, *leaves])
+            read = _read(folder, [losses, *leaves])
+            # One by one, so that all that was read and all that is needed never lie side by side.
+            losses_read, arrays = np.array(next(read)), [place(array) for array in read]
         except Exception as error:
             if not has_checksums:
                 error.add_note(
@@ -162,10 +175,12 @@ class GroupCheckpoints:
             raise
         # Earlier versions kept a digest of the arrays instead of one of each file.
         digest = (metadata.custom_metadata or {}).get("sha256")
-        if not has_checksums and digest != fingerprint(arrays):
-            raise DamagedError(f"{CHECKSUMS_NAME} is missing, or arrays are not as saved")
-        state = jax.tree.unflatten(structure, arrays[1:])
-        return _encoders_swapped(state) if by_columns else state, np.asarray(arrays[0])
+        if not has_checksums:
+            own = [array[: len(leaf)] for array, leaf in zip(arrays, leaves, strict=True)]
+            if digest != fingerprint([losses_read, *own]):
+                raise DamagedError(f"{CHECKSUMS_NAME} is missing, or arrays are not as saved")
+        state = jax.tree.unflatten(structure, arrays)
+        return _encoders_swapped(state) if by_columns else state, losses_read
 
 
 def _payload(arrays: Sequence[Any]) -> dict[str, Any]:
@@ -174,18 +189,12 @@ def _payload(arrays: Sequence[Any]) -> dict[str, Any]:
     return {"losses": losses, "state": {f"{i:04d}": leaf for i, leaf in enumerate(leaves)}}
 
 
-def _read(folder: Path, needed: Sequence[jax.ShapeDtypeStruct]) -> list[jax.Array]:
-    """The arrays of a checkpoint in the order of `_payload`, on the device."""
-    arrays = []
+def _read(folder: Path, needed: Sequence[jax.ShapeDtypeStruct]) -> Iterator[np.ndarray]:
+    """The arrays of a checkpoint in the order of `_payload`, each in memory until the next."""
     for i, leaf in enumerate(needed):
-        # One at a time, each copied to where training may reuse its memory, so that all that
-        # was read and all that is needed never lie side by side.
         wanted: list[Any] = [ocp.PLACEHOLDER] * len(needed)
         wanted[i] = np.empty(leaf.shape, leaf.dtype)
-        read = ocp.load(folder, _payload(wanted))
-        arrays.append(jnp.array(jax.tree.leaves(read)[i]))
-        del read
-    return arrays
+        yield jax.tree.leaves(ocp.load(folder, _payload(wanted)))[i]
 
 
 def _encoders_swapped(state: State) -> State:

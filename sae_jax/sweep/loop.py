@@ -126,7 +126,7 @@ def train_sweep(
             " and come out as NaN",
             stacklevel=2,
         )
-    placement = Placement.default()
+    placement = Placement.of(train_config, configs)
     plan = plan_sweep(configs, samples.sizes, train_config, placement, samples.offset_severity)
     members: dict[int, Member] = {}
     warned: set[DataSlice] = set()
@@ -162,12 +162,15 @@ def train_sweep(
                 k_max=group.k_max,
                 prefix_bounds=_prefix_bounds(group_configs),
                 sequential=group.sequential,
+                placement=placement,
             )
             data_slice, template = group.data_slice, program.template
             given = samples.normalized(data_slice, template.normalize)
             scale = mean_and_scale(given.x)[1]
             num_samples, d_in = given.x.shape
-            hyper = hyperparameters(group_configs, train_config, num_samples, d_in, scale)
+            hyper = placement.spread(
+                hyperparameters(group_configs, train_config, num_samples, d_in, scale)
+            )
             params, kept, losses = _train_group(
                 group,
                 program,
@@ -176,7 +179,6 @@ def train_sweep(
                 train_config.data_seed_of(group_configs[0]),
                 InMemory(given.x, train_config.batch_size, placement, given.y),
                 train_config,
-                placement,
                 checkpoints.group(i) if checkpoints else None,
                 preempted,
                 announcer,
@@ -238,7 +240,8 @@ def plan_for(
     samples = SweepSamples.of(train, train, targets, targets)
     configs = _resolved(configs, samples)
     train_config = train_config or TrainConfig()
-    return plan_sweep(configs, samples.sizes, train_config, offset_severity=samples.offset_severity)
+    placement = Placement.of(train_config, configs)
+    return plan_sweep(configs, samples.sizes, train_config, placement, samples.offset_severity)
 
 
 def _resolved(configs: Iterable[SAEConfig], samples: SweepSamples) -> list[SAEConfig]:
@@ -289,7 +292,8 @@ def _identity(
     """What must be equal for a checkpoint to be continued."""
     identity = {
         "configs": [dataclasses.asdict(config) for config in configs],
-        "train_config": dataclasses.asdict(train_config),
+        # Another mesh may go on.
+        "train_config": dataclasses.asdict(dataclasses.replace(train_config, mesh=None)),
         **samples.fingerprints(),
     }
     if optimizer is not adam:
@@ -306,28 +310,31 @@ def _train_group(
     data_seed: int,
     source: BatchSource,
     train_config: TrainConfig,
-    placement: Placement,
     checkpoints: GroupCheckpoints | None,
     preempted: Event | None,
     announcer: Announcer,
     i: int,
 ) -> tuple[Arrays, Arrays, np.ndarray]:
-    """What was trained and what was kept, leading axis M, and all losses, `[num_steps, M]`."""
+    """What was trained and what was kept, spread, and all losses, `[num_steps, M]`."""
+    placement, num_members = program.placement, len(group.members)
     initial = partial(
         init_group, hyper, center, program=program, d_in=source.d_in, width=group.width
     )
     steps_per_epoch = -(-source.num_samples // train_config.batch_size)
     restored = None
+    place = partial(placement.spread, width=group.width)
     if checkpoints:
-        restored = checkpoints.restore(jax.eval_shape(initial), steps_per_epoch)
+        template = jax.eval_shape(lambda: jax.tree.map(lambda a: a[:num_members], initial()))
+        restored = checkpoints.restore(template, steps_per_epoch, place)
     first_epoch, state, *history = restored or (0, initial())
     del restored  # It holds a state, and each epoch gives up the one before.
-    state = placement.put(state)
+    state = place(state)
     announcer.compiling(i, first_epoch)
     for epoch in range(first_epoch, train_config.epochs):
         batches = source.epoch(data_seed, epoch)
         first_step = epoch * steps_per_epoch
         state, losses = train_epoch(state, hyper, batches, first_step, program=program)
+        losses = losses[:, :num_members]
         if epoch > first_epoch:
             # One epoch behind, so that the device never waits for who is told.
             announcer.epoch(i, epoch, np.asarray(history[-1]))
@@ -396,20 +403,9 @@ def _scores(
     y_val: np.ndarray | None,
 ) -> list[dict[str, float | int | np.ndarray]]:
     """Every metric of every member, of as many at once as the plan says."""
-    num_members = len(group.members)
-    scores: list[dict[str, float | int | np.ndarray]] = []
-    while len(scores) < num_members:
-        # The last share is moved back to the size of the others: another would compile anew.
-        first = min(len(scores), num_members - group.scored_at_once)
-        share = slice(first, first + group.scored_at_once)
-        of_share = partial(jax.tree.map, lambda leaf, share=share: leaf[share])
-        found = evaluate_group(
-            program.template,
-            of_share(params),
-            of_share(kept),
-            of_share(hyper),
-            x_val,
-            target=y_val,
-        )
-        scores += found[len(scores) - first :]
-    return scores
+    shares = program.placement.shares((params, kept, hyper), group.scored_at_once)
+    scores: dict[int, dict[str, float | int | np.ndarray]] = {}
+    for members, (params, kept, hyper) in shares:
+        found = evaluate_group(program.template, params, kept, hyper, x_val, target=y_val)
+        scores |= zip(members, found, strict=True)
+    return [scores[i] for i in range(len(group.members))]

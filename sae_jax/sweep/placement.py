@@ -1,41 +1,203 @@
-"""On which device state and samples lie, and how much it holds."""
+"""On which devices state and samples lie, and how much each holds."""
 
+import collections
 import dataclasses
-from typing import Any, Self
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import Any, Self, TypeVar
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from sae_jax.configs import MESH_AXES, SAEConfig, TrainConfig, mesh_shape
 from sae_jax.sweep.memory import memory_limit
+
+MEMBERS, DATA, LATENTS = MESH_AXES
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """One device, for everything.
+    """A mesh of devices, `members x data x latents`; nothing else asks JAX for devices.
+
+    Each device along `members` has members of its own, each along `data` a share of every
+    batch, and each along `latents` a share of every dictionary: rows of encoder and decoder.
 
     Attributes:
-      device: the device.
+      devices: the devices, those along `latents` beside each other.
+      shape: number of devices along each axis.
     """
 
-    device: Any
+    devices: tuple[Any, ...]
+    shape: tuple[int, int, int] = (1, 1, 1)
 
     @classmethod
     def default(cls) -> Self:
-        """JAX's first device."""
-        return cls(jax.devices()[0])
+        """JAX's first device, for everything."""
+        return cls(tuple(jax.devices()[:1]))
+
+    @classmethod
+    def of(cls, train_config: TrainConfig, configs: Sequence[SAEConfig]) -> Self:
+        """The mesh that a sweep asks for, or else all devices.
+
+        Unless the sweep says otherwise `members` gets as many devices as there are members that
+        may train together, and `data` those that are left, as far as they divide a batch.
+
+        Raises:
+          ValueError: if there are fewer devices than the mesh needs.
+        """
+        devices = jax.devices()
+        if train_config.mesh is not None:
+            shape = mesh_shape(train_config.mesh)
+        else:
+            alike = collections.Counter(
+                (config.data_slice, train_config.data_seed_of(config), config.template)
+                for config in configs
+            )
+            members = _largest_divisor(len(devices), up_to=max(alike.values()))
+            shape = members, math.gcd(len(devices) // members, train_config.batch_size), 1
+        if math.prod(shape) > len(devices):
+            raise ValueError(
+                f"mesh is {train_config.mesh!r}, of {math.prod(shape)} devices; there are"
+                f" {len(devices)}: {devices}"
+            )
+        return cls(tuple(devices[: math.prod(shape)]), shape)
+
+    def __str__(self) -> str:
+        axes = zip(MESH_AXES, self.shape, strict=True)
+        named = ",".join(f"{name}:{size}" for name, size in axes if size > 1)
+        return f"{len(self.devices)} {self.platform} devices, {named}"
 
     @property
     def platform(self) -> str:
         """ "cpu", "gpu" or "tpu"."""
-        return self.device.platform
+        return self.devices[0].platform
 
     @property
     def memory(self) -> int:
-        """Bytes that a group may take unless the user says otherwise."""
-        stats = self.device.memory_stats()
+        """Bytes of each device that a group may take unless the user says otherwise."""
+        stats = self.devices[0].memory_stats()
         if stats and "bytes_limit" in stats:
             return int(0.8 * stats["bytes_limit"])
-        return memory_limit() // 2
+        return memory_limit() // 2 // len(self.devices)
+
+    @property
+    def divides_members(self) -> bool:
+        """Whether several devices work on one member."""
+        return len(self.devices) > self.shape[0]
+
+    def members_each(self, num_members: int) -> int:
+        """How many of a group's members a device has, where copies of the last fill up."""
+        return -(-num_members // self.shape[0])
+
+    def width(self, num_latents: int) -> int:
+        """The number of latents to allocate for so many, the same on every device."""
+        return -(-num_latents // self.shape[2]) * self.shape[2]
 
     def put(self, tree: Any) -> Any:
-        """A pytree of arrays, on the device."""
-        return jax.device_put(tree, self.device)
+        """A pytree of arrays, whole on every device."""
+        return jax.device_put(tree, self._sharding())
+
+    def spread(self, tree: Any, width: int | None = None) -> Any:
+        """A pytree of arrays of members, leading axis M, each on the devices of its member.
+
+        Where M is no multiple of the devices, copies of the last member fill up: they train like
+        others and disturb none. Arrays of NumPy are copied, since training reuses the memory.
+
+        Args:
+          tree: the arrays; a second axis that is the latents' is divided too.
+          width: number of latents; `None` if the arrays have none.
+        """
+
+        def placed(leaf: Any) -> jax.Array:
+            missing = -len(leaf) % self.shape[0]
+            if missing:
+                leaf = np.concatenate([leaf, np.repeat(leaf[-1:], missing, axis=0)])
+            sharding = self._sharding(*self._axes(leaf.shape, width))
+            may_alias = False if isinstance(leaf, np.ndarray) else None
+            return jax.device_put(leaf, sharding, may_alias=may_alias)
+
+        return jax.tree.map(placed, tree)
+
+    def kept_spread(self, tree: Any, width: int) -> Any:
+        """Inside a compiled program, arrays of members that stay where `spread` puts them."""
+        if len(self.devices) == 1:
+            return tree
+
+        def kept(leaf: jax.Array) -> jax.Array:
+            sharding = self._sharding(*self._axes(leaf.shape, width))
+            return jax.lax.with_sharding_constraint(leaf, sharding)
+
+        return jax.tree.map(kept, tree)
+
+    def divided(self, batches: Any) -> Any:
+        """Inside a compiled program, batches `[steps, b, ...]`, each of them shared out."""
+        if self.shape[1] == 1:
+            return batches
+        return jax.lax.with_sharding_constraint(batches, self._sharding(None, DATA))
+
+    def on_each(self, function: Function) -> Function:
+        """Inside a compiled program, a function of arrays with leading axis M in which each device
+        sees its own members alone, and so has nothing to tell those of others.
+
+        What it closes over all devices see. How the devices of a member share its work is left to
+        XLA.
+        """
+        if self.shape[0] == 1:
+            return function
+        own = PartitionSpec(MEMBERS)
+        return jax.shard_map(
+            function,
+            mesh=self._mesh,
+            in_specs=own,
+            out_specs=own,
+            axis_names={MEMBERS},
+            check_vma=False,  # Loops start from zeros, which all devices have in common.
+        )
+
+    def shares(self, tree: Any, at_once: int) -> Iterator[tuple[np.ndarray, Any]]:
+        """Members of a pytree that `spread` gave, so many of each device at a time.
+
+        The last are some of those before too: another number would compile anew.
+
+        Yields:
+          Which members they are, `[n]`, and their arrays, on the same devices.
+        """
+        members = np.arange(len(jax.tree.leaves(tree)[0])).reshape(self.shape[0], -1)
+        each = members.shape[1]
+        at_once = min(at_once, each)
+
+        @jax.jit
+        def taken(tree: Any, first: jax.Array) -> Any:
+            def share(leaf: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_slice_in_dim(leaf, first, at_once)
+
+            return self.on_each(partial(jax.tree.map, share))(tree)
+
+        for start in range(0, each, at_once):
+            first = min(start, each - at_once)
+            yield members[:, first : first + at_once].ravel(), taken(tree, first)
+
+    @cached_property
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices).reshape(self.shape), MESH_AXES)
+
+    def _sharding(self, *axes: str | None) -> Sharding:
+        if len(self.devices) == 1:
+            return SingleDeviceSharding(self.devices[0])
+        return NamedSharding(self._mesh, PartitionSpec(*axes))
+
+    def _axes(self, shape: tuple[int, ...], width: int | None) -> tuple[str, ...]:
+        """Along which axes of the mesh an array of members lies; any choice is right, if divisible.
+
+        A checkpoint from other devices may have latents that this mesh does not divide.
+        """
+        divides = len(shape) > 1 and shape[1] == width and width % self.shape[2] == 0
+        return (MEMBERS, LATENTS) if divides else (MEMBERS,)
+
+
+def _largest_divisor(number: int, up_to: int) -> int:
+    return max(n for n in range(1, min(number, up_to) + 1) if number % n == 0)

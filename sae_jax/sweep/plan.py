@@ -36,22 +36,23 @@ _SCORE_COPIES = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Members that one device program trains side by side.
+    """Members that one program trains together.
 
     Attributes:
       members: indices into the sweep's configs.
       data_slice: (layer, position) of their activations.
-      width: latents allocated for each of them, the largest d_sae among them.
+      width: latents allocated for each of them, the largest d_sae among them, or somewhat more
+        where they are divided among devices.
       padding: share of the work spent on latents that only pad.
       num_bytes: estimate of the memory that training, scoring or reading a checkpoint takes
-        on the device, whichever takes most. As many validation samples are counted as
+        on each device, whichever takes most. As many validation samples are counted as
         training samples. On a CPU the group's results are part of it, those of others not.
       flops_per_step: floating-point operations of one step of all members.
       kernel: "dense", "firing_rows" or "selected_rows".
       k_max: the largest k among the members, for the kernel on selected rows; `None` for
         others, whose programs do not depend on it.
       sequential: whether they take turns, a whole epoch each.
-      scored_at_once: how many of them are scored side by side.
+      scored_at_once: how many of those on a device are scored side by side.
     """
 
     members: tuple[int, ...]
@@ -74,13 +75,16 @@ class Plan:
       groups: the groups.
       offset_severity: norm of the training samples' mean over that of their standard deviations,
         by data slice, as far as it is known.
+      devices: where they train, if on several devices.
     """
 
     groups: tuple[Group, ...]
     offset_severity: Mapping[DataSlice, float] = dataclasses.field(default_factory=dict)
+    devices: str = ""
 
     def __str__(self) -> str:
-        rows = [
+        rows = [self.devices] if self.devices else []
+        rows += [
             "group  members  order         width  kernel         layer  position  padding"
             "  memory [MiB]  GFLOP/step  offset severity"
         ]
@@ -149,7 +153,7 @@ def plan_sweep(
             batch_size=batch_size,
             kernel=kernel,
             budget=budget,
-            on_cpu=placement.platform == "cpu",
+            placement=placement,
         )
         open_group: Group | None = None
         for i in sorted(members, key=lambda i: -configs[i].d_sae):
@@ -166,7 +170,8 @@ def plan_sweep(
             open_group = wider
         if open_group:
             groups.append(open_group)
-    return Plan(tuple(groups), offset_severity or {})
+    devices = str(placement) if len(placement.devices) > 1 else ""
+    return Plan(tuple(groups), offset_severity or {}, devices)
 
 
 def _kernel(config: SAEConfig, d_in: int, train_config: TrainConfig, placement: Placement) -> str:
@@ -174,10 +179,13 @@ def _kernel(config: SAEConfig, d_in: int, train_config: TrainConfig, placement: 
     # What an auxiliary loss adds needs all latents, and the first k of many may be all of them.
     serves = not (config.aux_coefficient or config.k_anneal_steps)
     serving = architecture_of(config).kernels if serves else ()
+    if placement.divides_members:
+        serving = ()  # Rows that fire or are selected would lie on other devices.
     if train_config.kernel != "auto":
         if train_config.kernel not in ("dense", *serving):
+            where = f" on {placement}" if placement.divides_members else ""
             raise ValueError(
-                f"kernel is {train_config.kernel!r}; {config} is served by 'auto', 'dense'"
+                f"kernel is {train_config.kernel!r}; {config}{where} is served by 'auto', 'dense'"
                 + "".join(f", {name!r}" for name in serving)
             )
         return train_config.kernel
@@ -202,36 +210,47 @@ def _group(
     batch_size: int,
     kernel: str,
     budget: int,
-    on_cpu: bool,
+    placement: Placement,
 ) -> Group:
     num_samples, d_in, d_out = data_size
+    _, num_shares, num_parts = placement.shape
     sizes = [configs[i].d_sae for i in members]
-    width = max(sizes)
+    width = placement.width(max(sizes))
     largest_k = max(configs[i].k or 0 for i in members)
-    num_params = (d_in + d_out) * width + width + d_out
-    # Pre-activations, latents and their gradients; reconstruction, error, its gradient.
-    num_activations = batch_size * (4 * width + 3 * d_out)
     state_copies = _STATE_COPIES + any(configs[i].weight_average > 0 for i in members)
-    state_bytes = _FLOAT_BYTES * state_copies * num_params * len(members)
-    in_turn_on_cpu = len(members) == 1 or state_bytes > SIDE_BY_SIDE_MAX_BYTES
-    # Side by side every width of the kernel on firing rows would be computed.
-    sequential = kernel != "dense" or (on_cpu and in_turn_on_cpu)
-    num_at_once = 1 if sequential else len(members)
+    state_floats = state_copies * len(members) * _num_params(width, d_in, d_out)
+    in_turn_on_cpu = len(members) == 1 or _FLOAT_BYTES * state_floats > SIDE_BY_SIDE_MAX_BYTES
+    # Side by side every width of the kernel on firing rows would be computed. The order is that of
+    # one device on any mesh, or results would differ in the last bits.
+    sequential = kernel != "dense" or (placement.platform == "cpu" and in_turn_on_cpu)
+
+    # From here on, what one device has of everything.
+    num_members = placement.members_each(len(members))
+    num_latents = width // num_parts
+    num_params = _num_params(num_latents, d_in, d_out)
+    # The smaller batch that ends an epoch is whole on every device.
+    num_rows = max(batch_size // num_shares, num_samples % batch_size)
+    # Pre-activations, latents and their gradients; reconstruction, error, its gradient.
+    num_activations = num_rows * (4 * num_latents + 3 * d_out)
+    num_at_once = 1 if sequential else num_members
     data_floats = num_samples * (d_in if d_in == d_out else d_in + d_out)
     training = (
-        len(members) * state_copies * num_params
+        num_members * state_copies * num_params
         + num_at_once * (_STEP_COPIES * num_params + num_activations)
         + sequential * state_copies * num_params
-        + 2 * data_floats  # An epoch's batches are a copy.
+        + data_floats
+        + -(-data_floats // num_shares)  # An epoch's batches are a copy.
     )
-    restoring = int(len(members) * _RESTORE_COPIES * num_params)
+    restoring = int(num_members * _RESTORE_COPIES * num_params)
     # Pre-activations, latents, their magnitudes and what selection compares; cosines of as
     # many decoder rows; reconstruction, residual and their deviations.
-    num_score_activations = EVAL_BATCH_SIZE * (6 * width + 4 * d_out)
+    num_score_activations = EVAL_BATCH_SIZE * (6 * num_latents + 4 * d_out)
     scoring_one = int(_SCORE_COPIES * num_params) + num_score_activations
-    results = len(members) * _RESULT_COPIES * num_params + data_floats
+    if num_parts > 1:
+        scoring_one += width * d_out  # Directions are compared with those of all devices.
+    results = num_members * _RESULT_COPIES * num_params + data_floats
     num_fit = (budget // _FLOAT_BYTES - results) // scoring_one
-    scored_at_once = 1 if sequential else min(max(num_fit, 1), len(members))
+    scored_at_once = 1 if sequential else min(max(num_fit, 1), num_members)
     num_floats = max(training, restoring, results + scored_at_once * scoring_one)
     # All latents enter the encoder's product, and these the other four: all with the dense
     # kernel, those that may fire, or the k of a sample.
@@ -254,3 +273,7 @@ def _group(
         sequential=sequential,
         scored_at_once=scored_at_once,
     )
+
+
+def _num_params(num_latents: int, d_in: int, d_out: int) -> int:
+    return (d_in + d_out + 1) * num_latents + d_out

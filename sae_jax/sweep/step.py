@@ -19,6 +19,7 @@ from sae_jax.ops import dense, firing_rows, selected_rows
 from sae_jax.ops.matmul import ComputeDtype
 from sae_jax.sweep import recipe
 from sae_jax.sweep.batches import Batches, Samples
+from sae_jax.sweep.placement import Placement
 
 KERNELS: dict[str, Kernel] = {
     "dense": dense.reconstruct,
@@ -51,6 +52,7 @@ class Program:
       prefix_bounds: at least the members' `prefix_sizes`; `None` for those without prefixes.
       sequential: whether a member's epoch begins when the one before has ended, and not with
         it, in which case all members take each step side by side.
+      placement: where members and batches lie.
     """
 
     template: SAEConfig
@@ -60,6 +62,7 @@ class Program:
     k_max: int | None = None
     prefix_bounds: tuple[int, ...] | None = None
     sequential: bool = False
+    placement: Placement = dataclasses.field(default_factory=Placement.default)
 
     def bound_kernel(self) -> Kernel:
         """The kernel with what is static bound to it."""
@@ -153,11 +156,12 @@ def lift(
     member: Callable[[MemberState, Hyperparameters], tuple[MemberState, jax.Array]],
     *,
     sequential: bool,
+    placement: Placement,
 ) -> Callable[[MemberState, Hyperparameters], tuple[MemberState, jax.Array]]:
     """Turns a function of one member into one of a group, of leading axis M: the one place that
-    says whether members go side by side or in turns."""
+    says whether the members of a device go side by side or in turns."""
     if not sequential:
-        return jax.vmap(member)
+        return placement.on_each(jax.vmap(member))
 
     def in_turns(states: MemberState, hypers: Hyperparameters) -> tuple[MemberState, jax.Array]:
         def turn(
@@ -170,7 +174,7 @@ def lift(
         indices = jnp.arange(len(hypers.d_sae), dtype=jnp.int32)
         return lax.scan(turn, states, (indices, hypers))
 
-    return in_turns
+    return placement.on_each(in_turns)
 
 
 @partial(jax.jit, static_argnames=("program", "d_in", "width"))
@@ -178,8 +182,13 @@ def init_group(
     hyper: Hyperparameters, center: jax.Array, *, program: Program, d_in: int, width: int
 ) -> MemberState:
     """The states of all members, leading axis M; `center [D_out]` is one for all."""
-    # In turns: side by side the random bits of all members would be held at once.
-    return lax.map(lambda member: init_member(program, member, center, d_in, width), hyper)
+
+    def in_turns(hyper: Hyperparameters) -> MemberState:
+        # Side by side the random bits of all members would be held at once.
+        return lax.map(lambda member: init_member(program, member, center, d_in, width), hyper)
+
+    placement = program.placement
+    return placement.kept_spread(placement.on_each(in_turns)(hyper), width)
 
 
 @partial(jax.jit, static_argnames="program", donate_argnums=0)
@@ -204,6 +213,9 @@ def train_epoch(
       The new state, and every step's loss, `[num_steps, M]`.
     """
 
+    placement, width = program.placement, state.params["w_dec"].shape[1]
+    batches = batches._replace(full=placement.divided(batches.full))
+
     def member_epoch(state: MemberState, hyper: Hyperparameters) -> tuple[MemberState, jax.Array]:
         def step(
             state: MemberState, samples_and_step: tuple[Samples, jax.Array]
@@ -218,5 +230,6 @@ def train_epoch(
             losses = jnp.append(losses, loss)
         return state, losses
 
-    state, losses = lift(member_epoch, sequential=program.sequential)(state, hyper)
-    return state, losses.T
+    group_epoch = lift(member_epoch, sequential=program.sequential, placement=placement)
+    state, losses = group_epoch(state, hyper)
+    return placement.kept_spread(state, width), losses.T

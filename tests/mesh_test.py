@@ -1,0 +1,115 @@
+"""A sweep on several devices gives what it gives on one."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sweeps import quietly, samples
+
+import sae_jax
+from sae_jax import SAEConfig, TrainConfig
+
+CASES = Path(__file__).parent / "support" / "mesh_cases.py"
+ARCHITECTURES = ["abs_topk", "topk", "batch_topk", "matryoshka", "jumprelu", "gated", "relu"]
+AXES = ["members:2", "data:2", "latents:2"]
+PAIRS = ["members:2,data:2", "members:2,latents:2", "data:2,latents:2", "data:4,latents:2"]
+ALL = "members:2,data:2,latents:2"
+
+
+def on_eight_devices(case, *arguments):
+    """What a case of `support/mesh_cases.py` finds."""
+    root = Path(sae_jax.__file__).parents[1]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+        "JAX_PLATFORMS": "cpu",
+        # Optimized less, programs are compiled in less time, and sum in the same order.
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+    }
+    command = [sys.executable, "-W", "error::UserWarning", CASES, case, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_close(found):
+    assert found["losses"] < 1e-5
+    assert found["explained_variance"] < 5e-4
+
+
+def test_a_mesh_of_all_axes_gives_the_result_of_one_device():
+    (found,) = on_eight_devices("compare", "batch_topk", ALL).values()
+    assert_close(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_mesh_gives_the_result_of_one_device(architecture):
+    for found in on_eight_devices("compare", architecture, *AXES, *PAIRS, ALL).values():
+        assert_close(found)
+
+
+def test_members_that_take_turns_have_the_same_bits_on_any_number_of_devices():
+    found = on_eight_devices("in_turns")
+    assert found["same_bits"]
+    assert found["explained_variance"] < 1e-6
+
+
+def test_devices_tell_each_other_what_docs_say():
+    found = on_eight_devices("collectives", "members:2", "data:2", "latents:2")
+    num_members, d_in, d_sae, batch_size = 2, 12, 24, 32
+    assert found["members:2"] == []
+    # The gradients and the loss, once; beside them whether rows are done, and what a CPU copies.
+    gradients = num_members * (2 * d_in * d_sae + d_sae + d_in + 1)
+    assert sorted(found["data:2"])[-2:] == [gradients, num_members * d_sae * batch_size]
+    # Reconstructions; beside them counts for each sample.
+    *counts, reconstructions = sorted(found["latents:2"])
+    assert reconstructions == num_members * batch_size * d_in
+    assert set(counts) == {num_members * batch_size}
+
+
+@pytest.mark.slow
+def test_a_sweep_that_one_mesh_saved_is_resumed_on_another():
+    meshes = "members:1", ALL, "members:4", "latents:8"
+    found = on_eight_devices("resume", *meshes)
+    assert len(found) == len(meshes)
+    for differences in found:
+        assert_close(differences)
+
+
+def test_an_epoch_lowers_for_accelerators():
+    pairs = [(architecture, ALL) for architecture in ARCHITECTURES]
+    pairs += [("batch_topk", mesh) for mesh in (*AXES, *PAIRS)]
+    found = on_eight_devices("lowering", *("@".join(pair) for pair in pairs))
+    expected = [math.prod(int(axis[-1]) for axis in mesh.split(",")) for _, mesh in pairs]
+    assert found == [[num_devices] * 2 for num_devices in expected]
+
+
+def test_another_device_gives_the_same_bits():
+    assert on_eight_devices("each_device") == [True]
+
+
+def test_all_devices_go_to_members_and_the_rest_to_data():
+    found = on_eight_devices("default_meshes")
+    assert found == [[1, 8, 1], [2, 4, 1], [8, 1, 1], [8, 1, 1], [1, 4, 1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    "mesh", ["", "members", "members:0", "members:2,members:2", "rows:2", "data:2;latents:2", 2]
+)
+def test_another_mesh_is_refused_by_name(mesh):
+    with pytest.raises(ValueError, match=r"mesh is .*; allowed are .* as 'members:4,data:2'"):
+        TrainConfig(mesh=mesh)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    with pytest.raises(ValueError, match="batch_size is 30; allowed is a multiple of 4"):
+        TrainConfig(batch_size=30, mesh="data:4")
+
+
+def test_more_devices_than_there_are_are_refused():
+    with pytest.raises(ValueError, match=r"mesh is 'members:64', of 64 devices; there are 1:"):
+        quietly([SAEConfig(8, 2)], samples(40), samples(20, seed=1), mesh="members:64")
