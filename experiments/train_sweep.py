@@ -56,6 +56,11 @@ _COMPUTE_DTYPE = flags.DEFINE_enum(
 _KERNEL = flags.DEFINE_enum(
     "kernel", "auto", CHOICES["kernel"], "Forces how decoding and gradients are computed."
 )
+_STREAM = flags.DEFINE_bool(
+    "stream",
+    None,
+    "Read samples while training; by default where they would take over half the memory.",
+)
 _TRAIN_FRACTION = flags.DEFINE_float("train_fraction", 0.8, "Share of the problems to train on.")
 _SPLIT_SEED = flags.DEFINE_integer("split_seed", 42, "Seed of the split.")
 _MAX_NORM_RATIO = flags.DEFINE_float(
@@ -103,6 +108,7 @@ def run(output: Path, checkpoints: Path) -> None:
         batch_size=_BATCH_SIZE.value,
         compute_dtype=_COMPUTE_DTYPE.value,
         kernel=_KERNEL.value,
+        stream=_STREAM.value,
     )
     print(plan_for(configs, train, train_config))
     if not _RESUME.value and checkpoints.exists():

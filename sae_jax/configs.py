@@ -248,6 +248,9 @@ class TrainConfig:
       max_padding: largest share of a group's arithmetic that may be spent on padding;
         `None` takes the measured default of the backend.
       memory_budget: bytes a group may occupy; `None` takes most of what the device has.
+      stream: whether samples are read while a group trains, a few batches at a time, and do not
+        lie on the device; `None` for those that with an epoch's copy would take more than half of
+        the memory budget, or leave too little for a member. Batches are the same either way.
     """
 
     epochs: int = 25
@@ -257,6 +260,7 @@ class TrainConfig:
     kernel: Literal["auto", "dense", "firing_rows", "selected_rows"] = "auto"
     max_padding: float | None = None
     memory_budget: int | None = None
+    stream: bool | None = None
 
     def data_seed_of(self, config: SAEConfig) -> int:
         """PRNG seed of the order in which a member sees the samples."""
@@ -273,6 +277,8 @@ class TrainConfig:
         padding, budget = self.max_padding, self.memory_budget
         _check(self, "max_padding", padding is None or 0 <= padding < 1, "0 up to below 1")
         _check(self, "memory_budget", budget is None or budget >= 1, "1 or more bytes")
+        stream = self.stream
+        _check(self, "stream", stream is None or isinstance(stream, bool), "None, True or False")
 
 
 def _make_integers(config: Any, *names: str, optional: bool = False) -> None:

@@ -12,11 +12,12 @@ of bytes, read through a memory map. `writer` makes stores.
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -31,6 +32,9 @@ from sae_jax.activations.selection import Position, Selection
 from sae_jax.problems import Problem, read_jsonl
 
 LAST = "last"
+# Bytes between the rows that are read, above which what lies between them is better left out:
+# what Linux reads ahead of a page that is asked for.
+_SPARSE = 2**17
 
 
 class ActivationStore:
@@ -146,15 +150,22 @@ class ActivationStore:
         position_index = self._index("position", position, self.positions)
         rows = self.check_rows(rows)
         activations = np.empty((len(rows), self.d_in), np.float32)
-        shard_of_row = np.searchsorted(self._ends, rows, side="right")
-        for shard in np.unique(shard_of_row):
-            in_shard = shard_of_row == shard
+        # In the order in which they lie on disk.
+        order = np.argsort(rows, kind="stable")
+        ascending = rows[order]
+        starts = np.concatenate([[0], self._ends[:-1]])
+        bounds = np.searchsorted(ascending, [*starts, self.num_rows])
+        for shard in np.flatnonzero(np.diff(bounds)).tolist():
+            in_shard = slice(bounds[shard], bounds[shard + 1])
             file, entry = self.path / shard_file(shard), self.manifest["shards"][shard]
-            # A shard is mapped only while it is read, since every map holds a file descriptor.
+            # A shard is mapped only while it is read, since every map holds a file descriptor and
+            # counts as memory of the process.
             mapped = open_shard(file, entry["shape"], self.manifest["dtype"])
             stored = mapped[layer_index, position_index]
-            start = self._ends[shard] - stored.shape[0]
-            activations[in_shard] = stored[rows[in_shard] - start]
+            local = ascending[in_shard] - starts[shard]
+            if (local[-1] - local[0]) * stored[:1].nbytes > _SPARSE * len(local):
+                cast(mmap.mmap, mapped.base).madvise(mmap.MADV_RANDOM)
+            activations[order[in_shard]] = stored[local]
         return activations
 
     def check_rows(self, rows: np.ndarray) -> np.ndarray:

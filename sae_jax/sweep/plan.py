@@ -1,13 +1,13 @@
 """Which members train together: groups that fit memory and waste little on padding."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from sae_jax.activations.slices import DataSlice
 from sae_jax.architectures.registry import architecture_of
 from sae_jax.configs import SAEConfig, TrainConfig
-from sae_jax.metrics.evaluate import EVAL_BATCH_SIZE
+from sae_jax.metrics.evaluate import EVAL_BATCH_SIZE, EVAL_PART_BYTES
 from sae_jax.ops.tuning import (
     ACCELERATOR_MAX_PADDING,
     FIRING_MIN_WEIGHTS,
@@ -18,6 +18,7 @@ from sae_jax.ops.tuning import (
     SIDE_BY_SIDE_MAX_BYTES,
 )
 from sae_jax.sweep.placement import Placement
+from sae_jax.sweep.streamed import NUM_READERS
 
 _FLOAT_BYTES = 4
 # Copies of the parameters that a group keeps: themselves and two Adam moments.
@@ -32,6 +33,14 @@ _RESTORE_COPIES = 4.5
 _RESULT_COPIES = 2
 # Of the members that are scored at the same time: their parameters, with directions.
 _SCORE_COPIES = 1.5
+# Share of the memory budget that samples may take and stay on the device.
+_MAX_SAMPLES_SHARE = 0.5
+# Streamed samples come in parts of so small a share of the memory budget, and so many parts are
+# there at once: one is trained on, one lies ready, and readers are at the others.
+_PARTS_PER_BUDGET = 128
+_PARTS_AT_ONCE = 2 + NUM_READERS
+# Numbers that the order of one sample takes while it is drawn.
+_ORDER_COPIES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Group:
         others, whose programs do not depend on it.
       sequential: whether they take turns, a whole epoch each.
       scored_at_once: how many of them are scored side by side.
+      steps_per_part: full batches that lie on the device at a time; `None` where all samples do.
     """
 
     members: tuple[int, ...]
@@ -64,6 +74,7 @@ class Group:
     k_max: int | None = None
     sequential: bool = False
     scored_at_once: int = 1
+    steps_per_part: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +92,18 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [
-            "group  members  order         width  kernel         layer  position  padding"
-            "  memory [MiB]  GFLOP/step  offset severity"
+            "group  members  order         width  kernel         samples    layer  position"
+            "  padding  memory [MiB]  GFLOP/step  offset severity"
         ]
         for i, group in enumerate(self.groups):
             layer, position = ("-" if part is None else part for part in group.data_slice)
             order = "in turns" if group.sequential else "side by side"
+            samples = "on device" if group.steps_per_part is None else "streamed"
             severity = self.offset_severity.get(group.data_slice)
             rows.append(
                 f"{i:5d}  {len(group.members):7d}  {order:12}  {group.width:5d}"
-                f"  {group.kernel:13}  {layer!s:>5}  {position!s:>8}  {group.padding:7.1%}"
+                f"  {group.kernel:13}  {samples:9}  {layer!s:>5}  {position!s:>8}"
+                f"  {group.padding:7.1%}"
                 f"  {group.num_bytes / 2**20:12.1f}  {group.flops_per_step / 1e9:10.2f}"
                 f"  {'-' if severity is None else f'{severity:.2f}':>15}"
             )
@@ -115,7 +128,8 @@ def plan_sweep(
       configs: the members.
       data_sizes: number of training samples, width of a sample and of a target, (n, d_in,
         d_out), by slice.
-      train_config: for batch size, `kernel`, `data_seed`, `max_padding` and `memory_budget`.
+      train_config: for batch size, `kernel`, `data_seed`, `max_padding`, `memory_budget` and
+        `stream`.
       placement: where the groups are trained; JAX's first device if `None`.
       offset_severity: what the plan is to print of each data slice.
 
@@ -153,17 +167,19 @@ def plan_sweep(
         )
         open_group: Group | None = None
         for i in sorted(members, key=lambda i: -configs[i].d_sae):
-            before = open_group.members if open_group else ()
-            wider = group_of((*before, i))
-            if open_group and (wider.padding > max_padding or wider.num_bytes > budget):
+            if open_group:
+                streamed = open_group.steps_per_part is not None
+                wider = group_of((*open_group.members, i), streamed=streamed)
+                if wider.padding <= max_padding and wider.num_bytes <= budget:
+                    open_group = wider
+                    continue
                 groups.append(open_group)
-                wider = group_of((i,))
-            if len(wider.members) == 1 and wider.num_bytes > budget:
+            open_group = _alone(i, group_of, data_sizes[data_slice], budget, train_config.stream)
+            if open_group.num_bytes > budget:
                 raise ValueError(
-                    f"a member of d_sae {configs[i].d_sae} needs about {wider.num_bytes:,} bytes;"
-                    f" memory_budget is {budget:,}"
+                    f"a member of d_sae {configs[i].d_sae} needs about {open_group.num_bytes:,}"
+                    f" bytes; memory_budget is {budget:,}"
                 )
-            open_group = wider
         if open_group:
             groups.append(open_group)
     return Plan(tuple(groups), offset_severity or {})
@@ -194,6 +210,21 @@ def _kernel(config: SAEConfig, d_in: int, train_config: TrainConfig, placement: 
     return "firing_rows" if pays and "firing_rows" in serving else "dense"
 
 
+def _alone(
+    i: int,
+    group_of: Callable[..., Group],
+    data_size: tuple[int, int, int],
+    budget: int,
+    stream: bool | None,
+) -> Group:
+    """A group of one member, whose samples are on the device if they may be and fit."""
+    if stream is not None:
+        return group_of((i,), streamed=stream)
+    may_stay = _FLOAT_BYTES * _resident_floats(*data_size) <= _MAX_SAMPLES_SHARE * budget
+    group = group_of((i,), streamed=False)
+    return group if may_stay and group.num_bytes <= budget else group_of((i,), streamed=True)
+
+
 def _group(
     members: tuple[int, ...],
     configs: Sequence[SAEConfig],
@@ -203,6 +234,7 @@ def _group(
     kernel: str,
     budget: int,
     on_cpu: bool,
+    streamed: bool,
 ) -> Group:
     num_samples, d_in, d_out = data_size
     sizes = [configs[i].d_sae for i in members]
@@ -217,19 +249,28 @@ def _group(
     # Side by side every width of the kernel on firing rows would be computed.
     sequential = kernel != "dense" or (on_cpu and in_turn_on_cpu)
     num_at_once = 1 if sequential else len(members)
-    data_floats = num_samples * (d_in if d_in == d_out else d_in + d_out)
+    resident = _resident_floats(num_samples, d_in, d_out)
+    scored_floats, steps_per_part = resident // 2, None
+    if streamed:
+        floats_per_step = _resident_floats(batch_size, d_in, d_out) // 2
+        num_fit = budget // (_PARTS_PER_BUDGET * _FLOAT_BYTES * floats_per_step)
+        steps_per_part = min(max(num_fit, 1), max(num_samples // batch_size, 1))
+        # The last part also takes what is left over for a smaller batch.
+        part_floats = (steps_per_part + 1) * floats_per_step
+        resident = _PARTS_AT_ONCE * part_floats + _ORDER_COPIES * num_samples
+        scored_floats = min(scored_floats, 2 * EVAL_PART_BYTES // _FLOAT_BYTES)
     training = (
         len(members) * state_copies * num_params
         + num_at_once * (_STEP_COPIES * num_params + num_activations)
         + sequential * state_copies * num_params
-        + 2 * data_floats  # An epoch's batches are a copy.
+        + resident
     )
     restoring = int(len(members) * _RESTORE_COPIES * num_params)
     # Pre-activations, latents, their magnitudes and what selection compares; cosines of as
     # many decoder rows; reconstruction, residual and their deviations.
     num_score_activations = EVAL_BATCH_SIZE * (6 * width + 4 * d_out)
     scoring_one = int(_SCORE_COPIES * num_params) + num_score_activations
-    results = len(members) * _RESULT_COPIES * num_params + data_floats
+    results = len(members) * _RESULT_COPIES * num_params + scored_floats
     num_fit = (budget // _FLOAT_BYTES - results) // scoring_one
     scored_at_once = 1 if sequential else min(max(num_fit, 1), len(members))
     num_floats = max(training, restoring, results + scored_at_once * scoring_one)
@@ -253,4 +294,10 @@ def _group(
         k_max=largest_k if kernel == "selected_rows" else None,
         sequential=sequential,
         scored_at_once=scored_at_once,
+        steps_per_part=steps_per_part,
     )
+
+
+def _resident_floats(num_samples: int, d_in: int, d_out: int) -> int:
+    """What samples take on the device, targets of another width included, and an epoch's copy."""
+    return 2 * num_samples * (d_in if d_in == d_out else d_in + d_out)
