@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-# Large enough that a block's work outweighs its start, small enough that copies of it are little.
-_BLOCK_BYTES = 2**24
+# Size of a block in float32. Its work should outweigh its start, and copies of it be little.
+BLOCK_BYTES = 2**24
 
 
 class Matrix(Protocol):
@@ -45,16 +45,12 @@ class OnDemand:
         return np.asarray(self[:], dtype)
 
 
-def blocks(x: Matrix, num_bytes: int = _BLOCK_BYTES) -> Iterator[np.ndarray]:
+def blocks(x: Matrix) -> Iterator[np.ndarray]:
     """Cuts a matrix into blocks of whole rows, in order; those of an array are views of it.
 
     Statistics are sums over the blocks, so that they are the same bits wherever the samples lie.
-
-    Args:
-      x: `[n, D]`.
-      num_bytes: size of a block in float32, but at least a row.
     """
     num_rows, width = x.shape
-    step = max(1, num_bytes // (4 * width))
+    step = max(1, BLOCK_BYTES // (4 * width))
     for start in range(0, num_rows, step):
         yield x[start : min(start + step, num_rows)]

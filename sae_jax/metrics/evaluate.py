@@ -16,8 +16,6 @@ from sae_jax.configs import SAEConfig
 from sae_jax.metrics import quality
 
 EVAL_BATCH_SIZE = 512
-# Samples that one device program scores: more are read and scored in several parts.
-EVAL_PART_BYTES = 2**27
 
 
 def evaluate_group(
@@ -29,7 +27,7 @@ def evaluate_group(
     batch_size: int = EVAL_BATCH_SIZE,
     *,
     target: Matrix | None = None,
-    part_bytes: int = EVAL_PART_BYTES,
+    part_size: int | None = None,
 ) -> list[dict[str, float | int | np.ndarray]]:
     """Every metric of every member.
 
@@ -41,15 +39,17 @@ def evaluate_group(
       x: validation samples `[n, D]`.
       batch_size: samples at a time; the metrics do not depend on it beyond rounding.
       target: what is to be reconstructed, `[n, D_out]`; the samples themselves if `None`.
-      part_bytes: size of the samples that are read at a time, and at least a batch.
+      part_size: samples that are read at a time, rounded down to whole batches, but at least one;
+        all of them if `None`.
 
     Returns:
       One dict a member: scalars, and `firing_rate` and `mean_magnitude` of length d_sae.
     """
-    num_samples, d_in = x.shape
+    num_samples, _ = x.shape
     batch_size = min(batch_size, num_samples)
     outliers = quality.outlier_rows(x if target is None else target)[:, None]
-    part_size = max(1, part_bytes // (4 * d_in * batch_size)) * batch_size
+    batches_per_part = max(1, (part_size or num_samples + batch_size) // batch_size)
+    part_size = batches_per_part * batch_size
     sums = None
     for start in range(0, num_samples, part_size):
         part = slice(start, min(start + part_size, num_samples))

@@ -192,7 +192,8 @@ def train_sweep(
             if rescaled or any(norm.changes for norm in norms):
                 params, kept = folded(template, params, kept, *norms)
             x_val, y_val = samples.val(data_slice, streamed=streamed)
-            scores = _scores(group, program, params, kept, hyper, x_val, y_val)
+            part_size = group.steps_per_part and group.steps_per_part * train_config.batch_size
+            scores = _scores(group, program, params, kept, hyper, x_val, y_val, part_size)
             scored = x_val if y_val is None else y_val
             severity: dict[str, float | int | np.ndarray] = {
                 "offset_severity": samples.offset_severity[data_slice]
@@ -419,6 +420,7 @@ def _scores(
     hyper: Hyperparameters,
     x_val: Matrix,
     y_val: Matrix | None,
+    part_size: int | None,
 ) -> list[dict[str, float | int | np.ndarray]]:
     """Every metric of every member, of as many at once as the plan says."""
     num_members = len(group.members)
@@ -435,6 +437,7 @@ def _scores(
             of_share(hyper),
             x_val,
             target=y_val,
+            part_size=part_size,
         )
         scores += found[len(scores) - first :]
     return scores

@@ -7,7 +7,7 @@ from functools import partial
 from sae_jax.activations.slices import DataSlice
 from sae_jax.architectures.registry import architecture_of
 from sae_jax.configs import SAEConfig, TrainConfig
-from sae_jax.metrics.evaluate import EVAL_BATCH_SIZE, EVAL_PART_BYTES
+from sae_jax.metrics.evaluate import EVAL_BATCH_SIZE
 from sae_jax.ops.tuning import (
     ACCELERATOR_MAX_PADDING,
     FIRING_MIN_WEIGHTS,
@@ -258,7 +258,7 @@ def _group(
         # The last part also takes what is left over for a smaller batch.
         part_floats = (steps_per_part + 1) * floats_per_step
         resident = _PARTS_AT_ONCE * part_floats + _ORDER_COPIES * num_samples
-        scored_floats = min(scored_floats, 2 * EVAL_PART_BYTES // _FLOAT_BYTES)
+        scored_floats = max(part_floats, _resident_floats(EVAL_BATCH_SIZE, d_in, d_out))
     training = (
         len(members) * state_copies * num_params
         + num_at_once * (_STEP_COPIES * num_params + num_activations)
