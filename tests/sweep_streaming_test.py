@@ -20,6 +20,7 @@ import sae_jax
 from sae_jax.activations.manifest import MANIFEST_NAME, file_entry, shard_file
 from sae_jax.activations.matrix import OnDemand
 from sae_jax.activations.slices import offset_severity, slices_of
+from sae_jax.activations.store import open_shard
 from sae_jax.activations.writer import StorePlan, StoreWriter
 from sae_jax.metrics.quality import outlier_rows
 from sae_jax.problems import Problem
@@ -191,6 +192,14 @@ def test_memory_maps_are_not_read_into_memory(tmp_path):
     matrix = slices_of(mapped, "train")[None, None]
     np.testing.assert_array_equal(matrix[np.array([7, 3])], x[[7, 3]].astype(np.float32))
     assert isinstance(matrix, OnDemand)
+
+
+def test_the_header_of_a_shard_is_parsed_once(store):
+    again = sae_jax.ActivationStore.open(store.path)
+    with mock.patch("sae_jax.activations.store.open_shard", wraps=open_shard) as opened:
+        for _ in range(2):
+            again.select(1, "all").read()
+    assert opened.call_count == 13
 
 
 def test_layers_of_a_store_lie_side_by_side_when_they_are_read(store):

@@ -54,6 +54,7 @@ class ActivationStore:
         self.layers: tuple[int, ...] = tuple(manifest["layers"])
         self.positions: tuple[Position, ...] = tuple(manifest["positions"])
         self.problems = list(problems)
+        self._offsets: dict[int, int] = {}  # Bytes before the activations, by shard.
         self._ends = np.cumsum([shard["shape"][2] for shard in manifest["shards"]])
 
     @classmethod
@@ -157,10 +158,9 @@ class ActivationStore:
         bounds = np.searchsorted(ascending, [*starts, self.num_rows])
         for shard in np.flatnonzero(np.diff(bounds)).tolist():
             in_shard = slice(bounds[shard], bounds[shard + 1])
-            file, entry = self.path / shard_file(shard), self.manifest["shards"][shard]
             # A shard is mapped only while it is read, since every map holds a file descriptor and
             # counts as memory of the process.
-            mapped = open_shard(file, entry["shape"], self.manifest["dtype"])
+            mapped = self._mapped(shard)
             stored = mapped[layer_index, position_index]
             local = ascending[in_shard] - starts[shard]
             if (local[-1] - local[0]) * stored[:1].nbytes > _SPARSE * len(local):
@@ -197,6 +197,18 @@ class ActivationStore:
         for relative, entry in manifest_files(self.manifest):
             check_file(self.path / relative, entry, read=True)
 
+    def _mapped(self, shard: int) -> np.memmap:
+        """Maps a shard into memory, and checks its header the first time.
+
+        Not again, in readers' threads: the parser that NumPy uses for it may fail in several threads
+        at once (Python 3.11, "AST constructor recursion depth mismatch").
+        """
+        file, shape = self.path / shard_file(shard), self.manifest["shards"][shard]["shape"]
+        dtype = self.manifest["dtype"]
+        if shard not in self._offsets:
+            self._offsets[shard] = open_shard(file, shape, dtype).offset
+        return np.memmap(file, dtype, "r", self._offsets[shard], tuple(shape))
+
     def _index(self, kind: str, value: Position, stored: tuple[Position, ...]) -> int:
         if value not in stored:
             raise self._unknown(kind, value, stored)
@@ -210,13 +222,13 @@ class ActivationStore:
         )
 
 
-def open_shard(file: Path, shape: Sequence[int], dtype: str) -> np.ndarray:
+def open_shard(file: Path, shape: Sequence[int], dtype: str) -> np.memmap:
     """Maps a shard `[num_layers, num_positions, num_rows, d_in]` into memory.
 
     Raises:
       ValueError: if it has another shape or dtype.
     """
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
+    array = cast(np.memmap, np.load(file, mmap_mode="r", allow_pickle=False))
     if list(array.shape) != list(shape) or array.dtype != dtype:
         raise ValueError(
             f"{file} holds {array.dtype}{list(array.shape)}; "

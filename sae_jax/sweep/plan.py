@@ -59,7 +59,7 @@ class Group:
       kernel: "dense", "firing_rows" or "selected_rows".
       k_max: the largest k among the members, for the kernel on selected rows; `None` for
         others, whose programs do not depend on it.
-      sequential: whether they take turns, a whole epoch each.
+      sequential: whether they take turns, a whole epoch each, or one part of streamed samples.
       scored_at_once: how many of them are scored side by side.
       steps_per_part: full batches that lie on the device at a time; `None` where all samples do.
     """
