@@ -200,7 +200,7 @@ class ActivationStore:
     def _mapped(self, shard: int) -> np.memmap:
         """Maps a shard into memory, and checks its header the first time.
 
-        Not again, in readers' threads: the parser that NumPy uses for it may fail in several threads
+        Not again, in the threads of readers: the parser that NumPy uses for it may fail in several
         at once (Python 3.11, "AST constructor recursion depth mismatch").
         """
         file, shape = self.path / shard_file(shard), self.manifest["shards"][shard]["shape"]
