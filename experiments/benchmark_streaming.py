@@ -48,11 +48,13 @@ BATCH_SIZE, K = 256, 50
 
 def work() -> None:
     """Measures every width."""
+    output = Path(_OUTPUT.value)
+    output.mkdir(parents=True, exist_ok=True)
     rows = []
     for d_in in command.numbers(_D_IN):
         with tempfile.TemporaryDirectory() as folder:
             rows += measured(made_up(Path(folder) / "store", d_in), d_in)
-    write_csv(rows, Path(_OUTPUT.value) / "streaming.csv")
+        write_csv(rows, output / "streaming.csv")
     cells = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
     print(markdown_table(list(rows[0]), cells))
 
