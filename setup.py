@@ -66,6 +66,7 @@ setup(
         "flax>=0.12.1",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12",
+        "grain>=0.2.15",
         "chex>=0.1.90",
         "numpy>=2.0",
         "ml_dtypes>=0.5",

@@ -59,6 +59,11 @@ _KERNEL = flags.DEFINE_enum(
 _MESH = flags.DEFINE_string(
     "mesh", None, "Devices along each axis, as members:4,data:2; all of them by default."
 )
+_STREAM = flags.DEFINE_bool(
+    "stream",
+    None,
+    "Read samples while training; by default where they would take over half the memory.",
+)
 _TRAIN_FRACTION = flags.DEFINE_float("train_fraction", 0.8, "Share of the problems to train on.")
 _SPLIT_SEED = flags.DEFINE_integer("split_seed", 42, "Seed of the split.")
 _MAX_NORM_RATIO = flags.DEFINE_float(
@@ -107,6 +112,7 @@ def run(output: Path, checkpoints: Path) -> None:
         compute_dtype=_COMPUTE_DTYPE.value,
         kernel=_KERNEL.value,
         mesh=_MESH.value,
+        stream=_STREAM.value,
     )
     print(plan_for(configs, train, train_config))
     if not _RESUME.value and checkpoints.exists():

@@ -257,6 +257,9 @@ class TrainConfig:
       mesh: number of devices along axes of `MESH_AXES`, as `"members:4,data:2"`: members are spread
         over devices, batches divided, or dictionaries; `None` takes all devices for members, as
         far as there are members, and those left over for data.
+      stream: whether samples are read while a group trains, a few batches at a time, and do not
+        lie on the device; `None` for those that with an epoch's copy would take more than half of
+        the memory budget, or leave too little for a member. Batches are the same either way.
     """
 
     epochs: int = 25
@@ -267,6 +270,7 @@ class TrainConfig:
     max_padding: float | None = None
     memory_budget: int | None = None
     mesh: str | None = None
+    stream: bool | None = None
 
     def data_seed_of(self, config: SAEConfig) -> int:
         """PRNG seed of the order in which a member sees the samples."""
@@ -283,6 +287,8 @@ class TrainConfig:
         padding, budget = self.max_padding, self.memory_budget
         _check(self, "max_padding", padding is None or 0 <= padding < 1, "0 up to below 1")
         _check(self, "memory_budget", budget is None or budget >= 1, "1 or more bytes")
+        stream = self.stream
+        _check(self, "stream", stream is None or isinstance(stream, bool), "None, True or False")
         if self.mesh is not None:
             _, num_shares, _ = mesh_shape(self.mesh)
             divisible = self.batch_size % num_shares == 0

@@ -118,9 +118,12 @@ def test_the_ground_layers_are_numpy_alone(module):
     assert not libraries(module, top_level=False) & {"jax", "flax", "torch"}, module
 
 
-def test_one_file_knows_orbax():
-    found = {module for module in MODULES if "orbax" in libraries(module, top_level=False)}
-    assert found == {"sweep.checkpoints"}
+@pytest.mark.parametrize(
+    ("library", "only"), [("orbax", "sweep.checkpoints"), ("grain", "sweep.streamed")]
+)
+def test_one_file_knows_a_library(library, only):
+    found = {module for module in MODULES if library in libraries(module, top_level=False)}
+    assert found == {only}
 
 
 def test_importing_the_package_loads_no_heavy_library():

@@ -6,6 +6,7 @@ from hyperparameters import TEMPLATE, hyperparameters
 from metric_oracle import oracle
 from random_saes import forward, random_params
 
+from sae_jax.activations.matrix import OnDemand
 from sae_jax.metrics.evaluate import evaluate_group
 
 D_IN, WIDTH, N = 16, 20, 130
@@ -95,11 +96,16 @@ def test_padding_latents_enter_no_metric(scores):
         np.testing.assert_allclose(rows[2][name], value, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("batch_size", [1, 64, 1000])
-def test_the_batch_size_moves_no_metric(scores, batch_size):
+@pytest.mark.parametrize(
+    ("batch_size", "part_size"), [(1, None), (64, None), (1000, None), (64, 130), (64, 1)]
+)
+def test_neither_the_batch_size_nor_that_of_what_is_read_moves_a_metric(
+    scores, batch_size, part_size
+):
     _, stacked = padded_group()
+    x = OnDemand((N, D_IN), samples().__getitem__)
     for got, want in zip(
-        evaluate(stacked, samples(), batch_size=batch_size), scores[1], strict=True
+        evaluate(stacked, x, batch_size=batch_size, part_size=part_size), scores[1], strict=True
     ):
         for name, value in want.items():
             np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)

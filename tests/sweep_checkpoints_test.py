@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     damage(largest_file(newest))
     there = contents(newest)
     place = folder / "group_00000" / "damaged_6"
-    with pytest.warns(UserWarning, match=rf"after epoch 6 in .* is damaged .* kept as {place},"):
+    with pytest.warns(UserWarning, match=rf"checkpoint 6 in .* is damaged .* kept as {place},"):
         result = train(folder)
     assert_identical(result, uninterrupted)
     assert contents(place) == there
@@ -286,12 +286,12 @@ def test_other_settings_are_refused_by_name(stored, needed, message, tmp_path):
     before = contents(tmp_path)
     checkpoints = GroupCheckpoints(tmp_path, Pace())
     with pytest.raises(ValueError, match=rf"{tmp_path}/1 was saved .*JAX_ENABLE_X64: w {message}"):
-        checkpoints.restore({"a": np.zeros(2), "w": needed}, steps_per_epoch=4)
+        checkpoints.restore({"a": np.zeros(2), "w": needed}, lambda part: 4 * part)
     with pytest.raises(ValueError, match=r"losses is float32\[4, 2\], needed is float32\[5, 2\]"):
-        checkpoints.restore({"a": np.zeros(2), "w": stored}, steps_per_epoch=5)
+        checkpoints.restore({"a": np.zeros(2), "w": stored}, lambda part: 5 * part)
     with pytest.raises(ValueError, match=r"c is absent, needed is float64\[2\]"):
         checkpoints.restore(
-            {"a": np.zeros(2), "w": stored, "x": {"c": np.zeros(2)}}, steps_per_epoch=4
+            {"a": np.zeros(2), "w": stored, "x": {"c": np.zeros(2)}}, lambda part: 4 * part
         )
     assert contents(tmp_path) == before
 

@@ -222,7 +222,9 @@ def test_a_member_that_does_not_fit_is_named_with_its_need():
 
 def test_a_member_that_just_fits_is_planned():
     (group,) = plan_sweep(members(512), SIZES, TrainConfig()).groups
-    just, less = (TrainConfig(memory_budget=group.num_bytes - lack) for lack in (0, 1))
+    just, less = (
+        TrainConfig(memory_budget=group.num_bytes - lack, stream=False) for lack in (0, 1)
+    )
     assert plan_sweep(members(512), SIZES, just).groups == (group,)
     with pytest.raises(ValueError, match="a member of d_sae 512 needs"):
         plan_sweep(members(512), SIZES, less)
@@ -269,9 +271,9 @@ def test_a_group_prints_under_the_names_of_its_columns():
         (0, 1), (14, 3), 512, 0.125, 3 * MIB, 2_500_000_000, "firing_rows", sequential=True
     )
     assert str(Plan((group,), {(14, 3): 1.947})).splitlines() == [
-        "group  members  order         width  kernel         layer  position  padding"
+        "group  members  order         width  kernel         samples    layer  position  padding"
         "  memory [MiB]  GFLOP/step  offset severity",
-        "    0        2  in turns        512  firing_rows       14         3    12.5%"
+        "    0        2  in turns        512  firing_rows    on device     14         3    12.5%"
         "           3.0        2.50             1.95",
     ]
 
@@ -283,8 +285,11 @@ def test_plan_prints_as_a_table_before_training():
     header, *rows = str(plan).splitlines()
     assert header.split()[:4] == ["group", "members", "order", "width"]
     assert [row.split() for row in rows] == [
-        ["0", "3", "side", "by", "side", "64", "dense", "-", "-", "0.0%", "4.1", "0.03", severity],
-        ["1", "3", "side", "by", "side", "32", "dense", "-", "-", "0.0%", "2.8", "0.02", severity],
+        [
+            *(str(i), "3", "side", "by", "side", width, "dense", "on", "device"),
+            *("-", "-", "0.0%", mib, gflop, severity),
+        ]
+        for i, (width, mib, gflop) in enumerate((("64", "4.1", "0.03"), ("32", "2.8", "0.02")))
     ]
 
 

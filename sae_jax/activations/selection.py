@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sae_jax.activations.matrix import OnDemand, blocks
 from sae_jax.problems import Problem
 
 Position = int | str
@@ -25,6 +26,10 @@ class Rows(Protocol):
     @property
     def row_problems(self) -> np.ndarray:
         """Index into `problems` of every row, int64 `[num_rows]`."""
+
+    @property
+    def d_in(self) -> int:
+        """Width of an activation."""
 
     @property
     def fingerprint(self) -> str:
@@ -59,7 +64,10 @@ class Split:
         """
         if not max_norm_ratio >= 1:
             raise ValueError(f"max_norm_ratio is {max_norm_ratio}; allowed is 1 or more")
-        norms = [np.linalg.norm(side.read(), axis=1) for side in (self.train, self.val)]
+        norms = [
+            np.concatenate([np.linalg.norm(rows, axis=1) for rows in blocks(side.matrix)])
+            for side in (self.train, self.val)
+        ]
         bound = max_norm_ratio * np.median(norms[0])
         if not (norms[1] <= bound).any():
             raise ValueError(
@@ -110,6 +118,11 @@ class Selection:
         """The problem of each row, `n` of them."""
         return tuple(self.store.problems[i] for i in self.store.row_problems[self.rows])
 
+    @property
+    def matrix(self) -> OnDemand:
+        """The activations `[n, d_in]`, whose rows are read when they are asked for."""
+        return OnDemand((len(self), self.store.d_in), self.read)
+
     def read(self, indices: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Reads some of the selection's rows, float32 `[len(indices), d_in]`, and keeps nothing.
 
@@ -131,7 +144,10 @@ class Selection:
           ValueError: if `train_fraction` leaves a side without a problem.
         """
         row_problems = self.store.row_problems[self.rows]
-        problems, inverse = np.unique(row_problems, return_inverse=True)
+        # Without sorting, as there may be tens of millions of rows.
+        is_selected = np.zeros(row_problems.max(initial=-1) + 1, bool)
+        is_selected[row_problems] = True
+        problems = np.flatnonzero(is_selected)
         num_problems = len(problems)
         num_train = int(np.floor(train_fraction * num_problems))
         num_val = num_problems - num_train
@@ -142,7 +158,9 @@ class Selection:
             )
         # The legacy generator is the published split's; a new one would shuffle differently.
         order = np.random.RandomState(seed).permutation(num_problems)  # noqa: NPY002
-        rank = np.argsort(order)[inverse]  # That of each row's problem.
+        rank_of_problem = np.empty(len(is_selected), np.int64)
+        rank_of_problem[problems[order]] = np.arange(num_problems)
+        rank = rank_of_problem[row_problems]
         rows_by_rank = np.argsort(rank, kind="stable")
         num_val_rows = int(np.count_nonzero(rank < num_val))
         settings = {"train_fraction": float(train_fraction), "split_seed": int(seed)}

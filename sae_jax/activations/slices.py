@@ -1,4 +1,4 @@
-"""Turns what a user passes as data into checked arrays, by the slice that they come from."""
+"""Turns what a user passes as data into checked samples, by the slice that they come from."""
 
 import copy
 import math
@@ -9,20 +9,23 @@ from typing import Any, Self
 import numpy as np
 
 from sae_jax.activations.arrays import as_float32
+from sae_jax.activations.matrix import Matrix, OnDemand, blocks
 from sae_jax.activations.selection import Position, Selection, Split
 from sae_jax.activations.store import ActivationStore
 
 DataSlice = tuple[int | None, Position | None]
 """(layer, position), or (None, None) for an array that says neither."""
 
-ActivationData = np.ndarray | Selection | Sequence[Selection] | Mapping[DataSlice, np.ndarray]
+ActivationData = (
+    np.ndarray | OnDemand | Selection | Sequence[Selection] | Mapping[DataSlice, np.ndarray]
+)
 
 
-class Slices(Mapping[DataSlice, np.ndarray]):
+class Slices(Mapping[DataSlice, Matrix]):
     """Checked activations by the (layer, position) that they come from, float32 `[n, D]`.
 
-    A selection of a store is read whenever it is asked for, so that a sweep over many slices
-    holds one at a time.
+    Rows of a selection of a store are read when they are asked for, so that neither all slices
+    nor all of one need fit in memory. So are those of a memory-mapped array.
 
     Attributes:
       shapes: (n, D) of each slice.
@@ -31,54 +34,41 @@ class Slices(Mapping[DataSlice, np.ndarray]):
     """
 
     def __init__(self, sources: Mapping[DataSlice, Any], name: str):
-        """Checks every source, reading each once.
+        """Checks every source, reading each once, block by block.
 
         Raises:
           ValueError: if a source is not what `slices_of` takes.
         """
-        self._sources = dict(sources)
-        self._names = {key: f"{name}{of_slice(key)}" for key in sources}
+        self._matrices: dict[DataSlice, Matrix] = {}
         self.shapes: dict[DataSlice, tuple[int, int]] = {}
         self.constant: list[DataSlice] = []
         self.offset_severity: dict[DataSlice, float] = {}
-        for data_slice in sources:
-            x = self[data_slice]
+        for data_slice, source in sources.items():
+            of = f"{name}{of_slice(data_slice)}"
+            self._matrices[data_slice] = x = _matrix(source, of)
             self.shapes[data_slice] = x.shape[0], x.shape[1]
-            if (x == x[0]).all():
+            is_constant, self.offset_severity[data_slice] = _checked(x, of)
+            if is_constant:
                 self.constant.append(data_slice)
-            self.offset_severity[data_slice] = offset_severity(x)
         if len(widths := {d_in for _, d_in in self.shapes.values()}) > 1:
             raise ValueError(
                 f"{name} mixes activations of widths {sorted(widths)}; expected one width"
             )
 
-    def __getitem__(self, data_slice: DataSlice) -> np.ndarray:
-        name = self._names[data_slice]
-        array = as_float32(_read(self._sources[data_slice], name), name)
-        if array.ndim != 2 or 0 in array.shape:
-            raise ValueError(
-                f"{name} has shape {array.shape}; expected [n, d_in], neither of them 0"
-            )
-        bad_rows = np.flatnonzero(~np.isfinite(array).all(axis=1))
-        if bad_rows.size:
-            raise ValueError(
-                f"{name} is not finite in {bad_rows.size} of {len(array)} rows, the first of them"
-                f" row {bad_rows[0]}; expected finite float32 values"
-            )
-        return array
+    def __getitem__(self, data_slice: DataSlice) -> Matrix:
+        return self._matrices[data_slice]
 
     def __iter__(self) -> Iterator[DataSlice]:
-        return iter(self._sources)
+        return iter(self._matrices)
 
     def __len__(self) -> int:
-        return len(self._sources)
+        return len(self._matrices)
 
     def renamed(self, data_slice: DataSlice) -> Self:
         """The one slice that there is, under another (layer, position)."""
         other = copy.copy(self)
-        ((before, source),) = self._sources.items()
-        other._sources = {data_slice: source}
-        other._names = {data_slice: self._names[before]}
+        ((before, matrix),) = self._matrices.items()
+        other._matrices = {data_slice: matrix}
         other.shapes = {data_slice: self.shapes[before]}
         other.offset_severity = {data_slice: self.offset_severity[before]}
         other.constant = [data_slice] * len(self.constant)
@@ -90,24 +80,71 @@ class Slices(Mapping[DataSlice, np.ndarray]):
         return next(iter(self.shapes.values()))[1]
 
 
-def offset_severity(x: np.ndarray) -> float:
+def offset_severity(x: Matrix) -> float:
     """Norm of the mean of samples `[n, D]` over that of their standard deviations; infinite where
     they do not vary."""
-    mean = np.linalg.norm(x.mean(axis=0, dtype=np.float64))
-    deviation = np.linalg.norm(x.std(axis=0, dtype=np.float64))
-    return float(mean / deviation) if deviation else math.inf
+    moments = _Moments(x.shape[1])
+    for block in blocks(x):
+        moments.add(block)
+    return moments.offset_severity()
+
+
+class _Moments:
+    """Number, mean and sum of squared deviations of samples seen, float64 `[D]`.
+
+    Blocks are merged as Chan, Golub and LeVeque do (1983, doi.org/10.1080/00031305.1983.10483115).
+    """
+
+    def __init__(self, width: int):
+        self._count, self._mean, self._deviation = 0, np.zeros(width), np.zeros(width)
+
+    def add(self, block: np.ndarray) -> None:
+        """Adds samples `[n, D]`."""
+        mean = block.mean(axis=0, dtype=np.float64)
+        deviation = block.var(axis=0, dtype=np.float64) * len(block)
+        count = self._count + len(block)
+        difference = mean - self._mean
+        self._mean += difference * (len(block) / count)
+        self._deviation += deviation + difference**2 * (self._count * len(block) / count)
+        self._count = count
+
+    def offset_severity(self) -> float:
+        """Norm of the mean over that of the standard deviations."""
+        spread = math.sqrt(self._deviation.sum() / self._count)
+        return float(np.linalg.norm(self._mean) / spread) if spread else math.inf
+
+
+def _checked(x: Matrix, name: str) -> tuple[bool, float]:
+    """Whether all rows are equal, and the offset severity, of samples that are finite."""
+    first, is_constant, moments = x[:1], True, _Moments(x.shape[1])
+    num_seen, num_bad, first_bad = 0, 0, 0
+    for block in blocks(x):
+        bad_rows = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        if len(bad_rows) and not num_bad:
+            first_bad = num_seen + bad_rows[0]
+        num_bad += len(bad_rows)
+        num_seen += len(block)
+        if not num_bad:
+            is_constant = is_constant and bool((block == first).all())
+            moments.add(block)
+    if num_bad:
+        raise ValueError(
+            f"{name} is not finite in {num_bad} of {num_seen} rows, the first of them"
+            f" row {first_bad}; expected finite float32 values"
+        )
+    return is_constant, moments.offset_severity()
 
 
 def slices_of(data: ActivationData, name: str) -> Slices:
-    """Returns the arrays in `data` by the (layer, position) that they come from.
+    """Returns the samples in `data` by the (layer, position) that they come from.
 
     Args:
       data: one float array `[n, D]` of NumPy, JAX or PyTorch; one selection of a store;
-        several of them; or a mapping from (layer, position) to arrays.
+        several of them; what `side_by_side` gives; or a mapping from (layer, position) to arrays.
       name: name of `data` in errors.
 
     Returns:
-      float32 arrays `[n, D]`, all of one width D.
+      Samples `[n, D]`, all of one width D.
 
     Raises:
       ValueError: if there is no slice, or the same one twice, or an array is not 2-D, not
@@ -144,11 +181,23 @@ def of_slice(data_slice: DataSlice) -> str:
     return "" if layer is None else f" of layer {layer}, position {position}"
 
 
-def _read(source: Any, name: str) -> Any:
-    """What is passed or selected, if it may be an array."""
+def _matrix(source: Any, name: str) -> Matrix:
+    """What is passed or selected, if it may be samples, as float32 once it is read."""
     if isinstance(source, (str, Path, ActivationStore, Split)):
         raise ValueError(
             f"{name} is a {type(source).__name__}; expected a float array [n, d_in] or a selection,"
             " as store.select(layer=..., position=...).split().train"
         )
-    return source.read() if isinstance(source, Selection) else source
+    if isinstance(source, Selection):
+        return source.matrix
+    if isinstance(source, OnDemand):
+        return source
+    # NumPy's arrays are converted by parts, as they may be memory maps.
+    by_parts = isinstance(source, np.ndarray) and not isinstance(source, np.ma.MaskedArray)
+    array = source if by_parts else as_float32(source, name)
+    as_float32(array[:0] if array.ndim else array, name)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"{name} has shape {array.shape}; expected [n, d_in], neither of them 0")
+    if array.dtype == np.float32:
+        return as_float32(array, name)
+    return OnDemand(array.shape, lambda rows: as_float32(array[rows], name))

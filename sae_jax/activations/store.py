@@ -12,11 +12,12 @@ of bytes, read through a memory map. `writer` makes stores.
 
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -31,6 +32,9 @@ from sae_jax.activations.selection import Position, Selection
 from sae_jax.problems import Problem, read_jsonl
 
 LAST = "last"
+# Bytes between the rows that are read, above which what lies between them is better left out:
+# what Linux reads ahead of a page that is asked for.
+_SPARSE = 2**17
 
 
 class ActivationStore:
@@ -50,6 +54,7 @@ class ActivationStore:
         self.layers: tuple[int, ...] = tuple(manifest["layers"])
         self.positions: tuple[Position, ...] = tuple(manifest["positions"])
         self.problems = list(problems)
+        self._offsets: dict[int, int] = {}  # Bytes before the activations, by shard.
         self._ends = np.cumsum([shard["shape"][2] for shard in manifest["shards"]])
 
     @classmethod
@@ -146,15 +151,21 @@ class ActivationStore:
         position_index = self._index("position", position, self.positions)
         rows = self.check_rows(rows)
         activations = np.empty((len(rows), self.d_in), np.float32)
-        shard_of_row = np.searchsorted(self._ends, rows, side="right")
-        for shard in np.unique(shard_of_row):
-            in_shard = shard_of_row == shard
-            file, entry = self.path / shard_file(shard), self.manifest["shards"][shard]
-            # A shard is mapped only while it is read, since every map holds a file descriptor.
-            mapped = open_shard(file, entry["shape"], self.manifest["dtype"])
+        # In the order in which they lie on disk.
+        order = np.argsort(rows, kind="stable")
+        ascending = rows[order]
+        starts = np.concatenate([[0], self._ends[:-1]])
+        bounds = np.searchsorted(ascending, [*starts, self.num_rows])
+        for shard in np.flatnonzero(np.diff(bounds)).tolist():
+            in_shard = slice(bounds[shard], bounds[shard + 1])
+            # A shard is mapped only while it is read, since every map holds a file descriptor and
+            # counts as memory of the process.
+            mapped = self._mapped(shard)
             stored = mapped[layer_index, position_index]
-            start = self._ends[shard] - stored.shape[0]
-            activations[in_shard] = stored[rows[in_shard] - start]
+            local = ascending[in_shard] - starts[shard]
+            if (local[-1] - local[0]) * stored[:1].nbytes > _SPARSE * len(local):
+                cast(mmap.mmap, mapped.base).madvise(mmap.MADV_RANDOM)
+            activations[order[in_shard]] = stored[local]
         return activations
 
     def check_rows(self, rows: np.ndarray) -> np.ndarray:
@@ -186,6 +197,18 @@ class ActivationStore:
         for relative, entry in manifest_files(self.manifest):
             check_file(self.path / relative, entry, read=True)
 
+    def _mapped(self, shard: int) -> np.memmap:
+        """Maps a shard into memory, and checks its header the first time.
+
+        Not again, in the threads of readers: the parser that NumPy uses for it may fail in several
+        at once (Python 3.11, "AST constructor recursion depth mismatch").
+        """
+        file, shape = self.path / shard_file(shard), self.manifest["shards"][shard]["shape"]
+        dtype = self.manifest["dtype"]
+        if shard not in self._offsets:
+            self._offsets[shard] = open_shard(file, shape, dtype).offset
+        return np.memmap(file, dtype, "r", self._offsets[shard], tuple(shape))
+
     def _index(self, kind: str, value: Position, stored: tuple[Position, ...]) -> int:
         if value not in stored:
             raise self._unknown(kind, value, stored)
@@ -199,13 +222,13 @@ class ActivationStore:
         )
 
 
-def open_shard(file: Path, shape: Sequence[int], dtype: str) -> np.ndarray:
+def open_shard(file: Path, shape: Sequence[int], dtype: str) -> np.memmap:
     """Maps a shard `[num_layers, num_positions, num_rows, d_in]` into memory.
 
     Raises:
       ValueError: if it has another shape or dtype.
     """
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
+    array = cast(np.memmap, np.load(file, mmap_mode="r", allow_pickle=False))
     if list(array.shape) != list(shape) or array.dtype != dtype:
         raise ValueError(
             f"{file} holds {array.dtype}{list(array.shape)}; "

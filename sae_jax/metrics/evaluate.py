@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from sae_jax.activations.batches import padded_batches
+from sae_jax.activations.matrix import Matrix
 from sae_jax.architectures.functional import merge
 from sae_jax.architectures.training import Arrays, Hyperparameters
 from sae_jax.configs import SAEConfig
@@ -22,10 +23,11 @@ def evaluate_group(
     params: Arrays,
     kept: Arrays,
     hyper: Hyperparameters,
-    x: np.ndarray,
+    x: Matrix,
     batch_size: int = EVAL_BATCH_SIZE,
     *,
-    target: np.ndarray | None = None,
+    target: Matrix | None = None,
+    part_size: int | None = None,
 ) -> list[dict[str, float | int | np.ndarray]]:
     """Every metric of every member.
 
@@ -37,20 +39,29 @@ def evaluate_group(
       x: validation samples `[n, D]`.
       batch_size: samples at a time; the metrics do not depend on it beyond rounding.
       target: what is to be reconstructed, `[n, D_out]`; the samples themselves if `None`.
+      part_size: samples that are read at a time, rounded down to whole batches, but at least one;
+        all of them if `None`.
 
     Returns:
       One dict a member: scalars, and `firing_rate` and `mean_magnitude` of length d_sae.
     """
-    batch_size = min(batch_size, len(x))
-    batches, mask = padded_batches(x, batch_size)
-    targets = None if target is None else padded_batches(target, batch_size)[0]
-    scored = x if target is None else target
-    outliers, _ = padded_batches(quality.outlier_rows(scored)[:, None], batch_size)
-    stacked = jax.device_get(
-        group_metrics(
-            params, kept, hyper, batches, mask, outliers[..., 0], targets, template=template
+    num_samples, _ = x.shape
+    batch_size = min(batch_size, num_samples)
+    outliers = quality.outlier_rows(x if target is None else target)[:, None]
+    batches_per_part = max(1, (part_size or num_samples + batch_size) // batch_size)
+    part_size = batches_per_part * batch_size
+    sums = None
+    for start in range(0, num_samples, part_size):
+        part = slice(start, min(start + part_size, num_samples))
+        batches, mask = padded_batches(x[part], batch_size)
+        targets = None if target is None else padded_batches(target[part], batch_size)[0]
+        marks = padded_batches(outliers[part], batch_size)[0][..., 0]
+        sums = group_sums(
+            params, kept, hyper, batches, mask, marks, targets, sums, template=template
         )
-    )
+        # Or parts would be read faster than they are scored.
+        jax.block_until_ready(sums)
+    stacked = jax.device_get(group_metrics(params, hyper, sums))
     return [
         {
             name: values[i].item() if values[i].ndim == 0 else values[i][: int(size)]
@@ -61,7 +72,7 @@ def evaluate_group(
 
 
 @partial(jax.jit, static_argnames="template")
-def group_metrics(
+def group_sums(
     params: Arrays,
     kept: Arrays,
     hyper: Hyperparameters,
@@ -69,20 +80,22 @@ def group_metrics(
     mask: jax.Array,
     outliers: jax.Array,
     targets: jax.Array | None = None,
+    sums: quality.Sums | None = None,
     *,
     template: SAEConfig,
-) -> dict[str, jax.Array]:
-    """`evaluate_group` as one device program.
+) -> quality.Sums:
+    """What the metrics of every member remember of samples, as one device program.
 
     Args:
-      params, kept, hyper, template: as there.
+      params, kept, hyper, template: as in `evaluate_group`.
       batches: `[num_batches, b, D]`.
       mask: which rows are samples, bool `[num_batches, b]`.
       outliers: which samples are outliers, bool `[num_batches, b]`.
       targets: what is to be reconstructed, `[num_batches, b, D_out]`, if not the samples.
+      sums: sums over the samples before, if there were any.
 
     Returns:
-      Scalars `[M]`, and arrays `[M, F]`, by name.
+      The sums with these samples added, leading axis M.
     """
     _, width, d_out = params["w_dec"].shape
 
@@ -105,13 +118,19 @@ def group_metrics(
         lifted = jax.vmap(one, in_axes=(0, 0, 0, 0, None, None, None, None))
         return lifted(params, kept, hyper, sums, *batch), None
 
-    zeros = jax.vmap(lambda _: quality.zeros(d_out, width))(hyper.d_sae)
-    sums, _ = lax.scan(step, zeros, (batches, mask, outliers, targets))
-    return jax.vmap(partial(_finalize, width=width))(sums, hyper.d_sae, params["w_dec"])
+    before = jax.vmap(lambda _: quality.zeros(d_out, width))(hyper.d_sae) if sums is None else sums
+    return lax.scan(step, before, (batches, mask, outliers, targets))[0]
 
 
-def _finalize(
-    sums: quality.Sums, d_sae: jax.Array, w_dec: jax.Array, *, width: int
+@jax.jit
+def group_metrics(
+    params: Arrays, hyper: Hyperparameters, sums: quality.Sums
 ) -> dict[str, jax.Array]:
-    scores = quality.finalize(sums, jnp.arange(width, dtype=jnp.int32) < d_sae)
-    return scores | quality.decoder_coherence(w_dec, scores["firing_rate"] > 0)
+    """Every metric of every member, of sums over a whole split: scalars `[M]`, and arrays
+    `[M, F]`, by name."""
+
+    def one(d_sae: jax.Array, w_dec: jax.Array, sums: quality.Sums) -> dict[str, jax.Array]:
+        scores = quality.finalize(sums, jnp.arange(len(w_dec), dtype=jnp.int32) < d_sae)
+        return scores | quality.decoder_coherence(w_dec, scores["firing_rate"] > 0)
+
+    return jax.vmap(one)(hyper.d_sae, params["w_dec"], sums)

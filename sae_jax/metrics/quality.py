@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sae_jax.activations.matrix import Matrix, blocks
 from sae_jax.metrics.moments import CompensatedSum, Moments, count_true
 from sae_jax.ops.matmul import matmul
 
@@ -277,15 +278,17 @@ METRICS = (
 """All metrics of a streamed split; a new one is one more object here."""
 
 
-def outlier_rows(x: np.ndarray) -> np.ndarray:
+def outlier_rows(x: Matrix) -> np.ndarray:
     """Marks the 1 % of the samples `[n, D]` of largest norm, at least one, bool `[n]`.
 
     1 % is rounded down; of equal norms the lower index goes first.
     """
-    squared_norms = np.einsum("nd,nd->n", x, x, dtype=np.float64)
+    squared_norms = np.concatenate(
+        [np.einsum("nd,nd->n", rows, rows, dtype=np.float64) for rows in blocks(x)]
+    )
     largest_first = np.argsort(-squared_norms, kind="stable")
-    marks = np.zeros(len(x), bool)
-    marks[largest_first[: max(1, len(x) // _ROWS_PER_OUTLIER)]] = True
+    marks = np.zeros(len(squared_norms), bool)
+    marks[largest_first[: max(1, len(marks) // _ROWS_PER_OUTLIER)]] = True
     return marks
 
 

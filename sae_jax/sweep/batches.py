@@ -1,5 +1,6 @@
 """Where the batches of an epoch come from."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +24,7 @@ class Samples(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """The batches of one epoch.
+    """The batches of an epoch, or of a part of one.
 
     Attributes:
       full: `[num_full, b, D]`.
@@ -37,20 +38,34 @@ class Batches(NamedTuple):
 class BatchSource(Protocol):
     """Samples that come in batches.
 
+    An epoch comes in parts, each of which one device program trains on. Parts are counted from the
+    start of training.
+
     Attributes:
       num_samples: samples in an epoch.
       d_in: width D of a sample.
+      parts_per_epoch: number of parts in which an epoch comes.
     """
 
     num_samples: int
     d_in: int
+    parts_per_epoch: int
 
-    def epoch(self, data_seed: int, epoch: int) -> Batches:
-        """The batches of an epoch, every sample in one of them, in an order of its own."""
+    def first_step(self, part: int) -> int:
+        """Number of steps before a part."""
+
+    def parts(self, data_seed: int, first: int, last: int) -> Iterator[Batches]:
+        """The batches of each part from `first` up to, without it, `last`.
+
+        In an epoch every sample is in one batch, in an order of the epoch's own. Equal seeds and
+        epochs give equal batches, whatever the source and wherever it starts.
+        """
 
 
 class InMemory:
     """Samples that lie on the device; an epoch's batches are a permuted copy of them."""
+
+    parts_per_epoch = 1
 
     def __init__(
         self,
@@ -63,6 +78,15 @@ class InMemory:
         self.num_samples, self.d_in = x.shape
         self._samples = placement.put(jax.tree.map(jnp.asarray, Samples(x, target)))
         self._batch_size, self._placement = batch_size, placement
+
+    def first_step(self, part: int) -> int:
+        """Number of steps before a part, which is an epoch."""
+        return part * -(-self.num_samples // self._batch_size)
+
+    def parts(self, data_seed: int, first: int, last: int) -> Iterator[Batches]:
+        """The batches of each epoch from `first` up to, without it, `last`."""
+        for epoch in range(first, last):
+            yield self.epoch(data_seed, epoch)
 
     def epoch(self, data_seed: int, epoch: int) -> Batches:
         """The batches of an epoch; equal seeds and epochs give equal batches."""

@@ -1,7 +1,8 @@
 """Checkpoints of a sweep in training; the only file that knows Orbax.
 
 A checkpoint folder holds `sweep.json`, which says what is trained on what, and a folder for
-each group of members with one Orbax checkpoint for each of the last few saved epochs.
+each group of members with the last few Orbax checkpoints, each named by the number of parts of
+epochs that were finished.
 """
 
 import dataclasses
@@ -64,18 +65,18 @@ class GroupCheckpoints:
             for leftover in folder.glob(pattern):
                 shutil.rmtree(leftover)
 
-    def is_due(self, epochs: int) -> bool:
-        """Whether to save after so many finished epochs."""
-        return self._pace.is_due(epochs)
+    def is_due(self, parts: int, per_epoch: int) -> bool:
+        """Whether to save after so many finished parts of epochs, of so many an epoch."""
+        return self._pace.is_due(parts, per_epoch)
 
-    def save(self, epochs: int, state: Any, losses: np.ndarray) -> None:
+    def save(self, parts: int, state: Any, losses: np.ndarray) -> None:
         """Writes a checkpoint, which appears whole or not at all.
 
         Training waits meanwhile. Writing in the background would need a copy, which doubles the
         memory of a group on a CPU, and would take a share of the CPU's cores.
 
         Args:
-          epochs: number of finished epochs.
+          parts: number of finished parts of epochs: of whole epochs where they have one part.
           state: a pytree of arrays with leading axis M, or longer: the rest are copies that fill
             up devices, and are not written.
           losses: losses of every step so far, `[num_steps, M]`.
@@ -85,7 +86,7 @@ class GroupCheckpoints:
         """
         jax.block_until_ready(state)
         began = time.monotonic()
-        unfinished = self._folder / f"{_UNFINISHED}{epochs}"
+        unfinished = self._folder / f"{_UNFINISHED}{parts}"
         context = ocp.Context()
         context.array.saving.use_compression = False  # Parameters hardly get smaller.
         context.memory.deepcopy_host_arrays = False  # Nobody changes them meanwhile.
@@ -95,9 +96,9 @@ class GroupCheckpoints:
         write_checksums(unfinished)
         for path in (*unfinished.rglob("*"), unfinished):
             flush(path)
-        unfinished.rename(self._folder / str(epochs))
+        unfinished.rename(self._folder / str(parts))
         flush(self._folder)
-        for old in self._epochs_on_disk()[:-NUM_KEPT]:
+        for old in self._parts_on_disk()[:-NUM_KEPT]:
             # Renamed first, so that a half removed one does not look damaged.
             removed = (self._folder / str(old)).rename(self._folder / f"{_REMOVED}{old}")
             shutil.rmtree(removed)
@@ -106,54 +107,54 @@ class GroupCheckpoints:
     def restore(
         self,
         template: State,
-        steps_per_epoch: int,
+        first_step: Callable[[int], int],
         place: Callable[[np.ndarray], jax.Array] = jnp.array,
     ) -> tuple[int, State, np.ndarray] | None:
         """Reads the newest checkpoint that is whole; sets damaged ones aside with a warning.
 
         Args:
           template: a pytree of the shapes and dtypes of the state.
-          steps_per_epoch: number of training steps in an epoch.
+          first_step: gives the number of training steps before a part.
           place: copies an array to where training may reuse its memory.
 
         Returns:
-          The number of finished epochs, the state, and the losses of every step
+          The number of finished parts, the state, and the losses of every step
           so far, `[num_steps, M]`; or `None` if there is no checkpoint.
 
         Raises:
           ValueError: if a checkpoint holds other shapes or dtypes, which it names.
         """
-        for epochs in reversed(self._epochs_on_disk()):
+        for parts in reversed(self._parts_on_disk()):
             try:
-                return epochs, *self._load(epochs, template, epochs * steps_per_epoch, place)
+                return parts, *self._load(parts, template, first_step(parts), place)
             except DamagedError as damage:
-                self._set_aside(epochs, damage)
+                self._set_aside(parts, damage)
         return None
 
-    def _epochs_on_disk(self) -> list[int]:
+    def _parts_on_disk(self) -> list[int]:
         return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
 
-    def _set_aside(self, epochs: int, damage: Exception) -> None:
-        place = self._folder / f"damaged_{epochs}"
+    def _set_aside(self, parts: int, damage: Exception) -> None:
+        place = self._folder / f"damaged_{parts}"
         num_others = 0
         while place.exists():
             num_others += 1
-            place = self._folder / f"damaged_{epochs}_{num_others}"
-        (self._folder / str(epochs)).rename(place)
+            place = self._folder / f"damaged_{parts}_{num_others}"
+        (self._folder / str(parts)).rename(place)
         warnings.warn(
-            f"the checkpoint after epoch {epochs} in {self._folder} is damaged ({damage});"
+            f"checkpoint {parts} in {self._folder} is damaged ({damage});"
             f" it is kept as {place}, and the one before is used",
             stacklevel=3,
         )
 
     def _load(
         self,
-        epochs: int,
+        parts: int,
         template: State,
         num_steps: int,
         place: Callable[[np.ndarray], jax.Array],
     ) -> tuple[State, np.ndarray]:
-        folder = self._folder / str(epochs)
+        folder = self._folder / str(parts)
         has_checksums = check_files(folder)
         by_columns = self._by_columns and not has_checksums
         if by_columns:

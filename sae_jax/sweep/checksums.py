@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from sae_jax.activations.manifest import file_entry
+from sae_jax.activations.matrix import Matrix, blocks
 
 CHECKSUMS_NAME = "checksums.json"
 
@@ -58,4 +59,12 @@ def fingerprint(arrays: Any) -> str:
     for leaf in jax.tree.leaves(arrays):
         digest.update(f"{leaf.shape} {leaf.dtype}".encode())
         digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
+
+
+def fingerprint_of_samples(x: Matrix) -> str:
+    """The `fingerprint` of samples `[n, D]`, which are read block by block."""
+    digest = hashlib.sha256(f"{x.shape} float32".encode())
+    for block in blocks(x):
+        digest.update(np.ascontiguousarray(block).data)
     return digest.hexdigest()

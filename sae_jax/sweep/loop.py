@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sae_jax.activations.matrix import Matrix, blocks
 from sae_jax.activations.slices import ActivationData, DataSlice, of_slice
 from sae_jax.architectures.functional import folded
 from sae_jax.architectures.registry import architecture_of
@@ -38,6 +39,7 @@ from sae_jax.sweep.result import (
 )
 from sae_jax.sweep.samples import SweepSamples
 from sae_jax.sweep.step import Optimizer, Program, adam, init_group, train_epoch
+from sae_jax.sweep.streamed import Streamed
 
 # Above which share of the variance in 1 % of the rows a sweep warns; a normal distribution's is
 # below 0.02 in the widths of language models.
@@ -71,7 +73,8 @@ def train_sweep(
     Args:
       configs: the members.
       train: training activations: an array `[n, D]`, a selection of a store, a sequence of
-        selections, or a mapping from (layer, position) to arrays.
+        selections, or a mapping from (layer, position) to arrays. What would take too much memory
+        is read as it is needed, as `TrainConfig.stream` says.
       val: validation activations, likewise.
       train_config: what the members share.
       targets: what is to be reconstructed from each training sample, row by row, if not the
@@ -87,8 +90,8 @@ def train_sweep(
         of a zero gradient at a zero parameter has to be zero, or padding would not stay so.
       checkpoint_dir: where to keep checkpoints. If there are some of this sweep already,
         training goes on from the last one and ends with the parameters, history and
-        metrics of an uninterrupted run. On SIGTERM the epoch in progress is finished and
-        saved, and `Preempted` is raised.
+        metrics of an uninterrupted run. On SIGTERM the epoch in progress, or the part of it
+        that is streamed, is finished and saved, and `Preempted` is raised.
       checkpoint_every: epochs from one checkpoint to the next, besides the last of each
         group; `None` for as many as keep the making of checkpoints below 5 % of the time.
         Results do not depend on it.
@@ -165,7 +168,8 @@ def train_sweep(
                 placement=placement,
             )
             data_slice, template = group.data_slice, program.template
-            given = samples.normalized(data_slice, template.normalize)
+            streamed = group.steps_per_part is not None
+            given = samples.normalized(data_slice, template.normalize, streamed=streamed)
             scale = mean_and_scale(given.x)[1]
             num_samples, d_in = given.x.shape
             hyper = placement.spread(
@@ -177,7 +181,7 @@ def train_sweep(
                 hyper,
                 center_of(given.x if given.y is None else given.y, template.b_dec_init),
                 train_config.data_seed_of(group_configs[0]),
-                InMemory(given.x, train_config.batch_size, placement, given.y),
+                _source(given.x, given.y, group, train_config.batch_size, placement),
                 train_config,
                 checkpoints.group(i) if checkpoints else None,
                 preempted,
@@ -189,8 +193,9 @@ def train_sweep(
             rescaled = architecture_of(template).is_rescaled(template)
             if rescaled or any(norm.changes for norm in norms):
                 params, kept = folded(template, params, kept, *norms)
-            x_val, y_val = samples.val(data_slice)
-            scores = _scores(group, program, params, kept, hyper, x_val, y_val)
+            x_val, y_val = samples.val(data_slice, streamed=streamed)
+            part_size = group.steps_per_part and group.steps_per_part * train_config.batch_size
+            scores = _scores(group, program, params, kept, hyper, x_val, y_val, part_size)
             scored = x_val if y_val is None else y_val
             severity: dict[str, float | int | np.ndarray] = {
                 "offset_severity": samples.offset_severity[data_slice]
@@ -199,7 +204,7 @@ def train_sweep(
             trained = _members(group_configs, params, kept, scores, losses, scored)
             announcer.scored(i, [_scalars(score) for score in scores])
             for member, result in zip(group.members, trained, strict=True):
-                _warn_of_outliers(result, len(x_val), warned)
+                _warn_of_outliers(result, x_val.shape[0], warned)
                 if writer:
                     writer.write(member, result)
                 else:
@@ -302,6 +307,15 @@ def _identity(
     return identity
 
 
+def _source(
+    x: Matrix, target: Matrix | None, group: Group, batch_size: int, placement: Placement
+) -> BatchSource:
+    """Where the plan says that a group's batches come from."""
+    if group.steps_per_part is None:
+        return InMemory(x[:], batch_size, placement, None if target is None else target[:])
+    return Streamed(x, batch_size, group.steps_per_part, placement, target)
+
+
 def _train_group(
     group: Group,
     program: Program,
@@ -320,34 +334,46 @@ def _train_group(
     initial = partial(
         init_group, hyper, center, program=program, d_in=source.d_in, width=group.width
     )
-    steps_per_epoch = -(-source.num_samples // train_config.batch_size)
     restored = None
     place = partial(placement.spread, width=group.width)
     if checkpoints:
         template = jax.eval_shape(lambda: jax.tree.map(lambda a: a[:num_members], initial()))
-        restored = checkpoints.restore(template, steps_per_epoch, place)
-    first_epoch, state, *history = restored or (0, initial())
-    del restored  # It holds a state, and each epoch gives up the one before.
+        restored = checkpoints.restore(template, source.first_step, place)
+    first_part, state, *history = restored or (0, initial())
+    del restored  # It holds a state, and each part gives up the one before.
     state = place(state)
-    announcer.compiling(i, first_epoch)
-    for epoch in range(first_epoch, train_config.epochs):
-        batches = source.epoch(data_seed, epoch)
-        first_step = epoch * steps_per_epoch
-        state, losses = train_epoch(state, hyper, batches, first_step, program=program)
+    per_epoch = source.parts_per_epoch
+    steps_per_epoch = source.first_step(per_epoch)
+    num_parts = train_config.epochs * per_epoch
+
+    def tell(part: int) -> None:
+        """Announces the epoch that ends before a part."""
+        losses = _joined(history[-per_epoch:])[-steps_per_epoch:]
+        announcer.epoch(i, part // per_epoch, losses)
+
+    announcer.compiling(i, first_part // per_epoch)
+    parts = source.parts(data_seed, first_part, num_parts)
+    for part in range(first_part, num_parts):
+        first_step = source.first_step(part)
+        state, losses = train_epoch(state, hyper, next(parts), first_step, program=program)
         losses = losses[:, :num_members]
-        if epoch > first_epoch:
-            # One epoch behind, so that the device never waits for who is told.
-            announcer.epoch(i, epoch, np.asarray(history[-1]))
+        if part > first_part:
+            # One part behind, so that the device never waits, neither for the next part nor for
+            # who is told, and no more parts lie ready than were planned.
+            jax.block_until_ready(history[-1])
+            if part % per_epoch == 0:
+                tell(part)
         history.append(losses)
         if checkpoints:
             stop = preempted is not None and preempted.is_set()
-            last = epoch + 1 == train_config.epochs
-            if stop or last or checkpoints.is_due(epoch + 1):
-                checkpoints.save(epoch + 1, state, _joined(history))
+            last = part + 1 == num_parts
+            if stop or last or checkpoints.is_due(part + 1, per_epoch):
+                checkpoints.save(part + 1, state, _joined(history))
             if stop and not last:
-                raise Preempted(f"stopped by SIGTERM after epoch {epoch + 1} of a group")
-    if train_config.epochs > first_epoch:
-        announcer.epoch(i, train_config.epochs, np.asarray(history[-1]))
+                epochs = (part + 1) / per_epoch
+                raise Preempted(f"stopped by SIGTERM after epoch {epochs:g} of a group")
+    if num_parts > first_part:
+        tell(num_parts)
     # Scoring does not need the optimizer's state, often two thirds of all.
     return state.average or state.params, state.kept, _joined(history)
 
@@ -368,11 +394,11 @@ def _members(
     kept: Arrays,
     scores: Sequence[Mapping[str, float | int | np.ndarray]],
     losses: np.ndarray,
-    scored: np.ndarray,
+    scored: Matrix,
 ) -> Iterator[Member]:
     """The members one by one, each of its true size."""
     # Samples whose squares overflow have an infinite error under any SAE.
-    overflows = not np.isfinite(np.vdot(scored, scored))
+    overflows = not np.isfinite(sum(np.vdot(block, block) for block in blocks(scored)))
     for i, (config, score) in enumerate(zip(configs, scores, strict=True)):
         own = jax.device_get({name: array[i] for name, array in (params | kept).items()})
         scalars = _scalars(score)
@@ -399,13 +425,16 @@ def _scores(
     params: Arrays,
     kept: Arrays,
     hyper: Hyperparameters,
-    x_val: np.ndarray,
-    y_val: np.ndarray | None,
+    x_val: Matrix,
+    y_val: Matrix | None,
+    part_size: int | None,
 ) -> list[dict[str, float | int | np.ndarray]]:
     """Every metric of every member, of as many at once as the plan says."""
     shares = program.placement.shares((params, kept, hyper), group.scored_at_once)
     scores: dict[int, dict[str, float | int | np.ndarray]] = {}
     for members, (params, kept, hyper) in shares:
-        found = evaluate_group(program.template, params, kept, hyper, x_val, target=y_val)
+        found = evaluate_group(
+            program.template, params, kept, hyper, x_val, target=y_val, part_size=part_size
+        )
         scores |= zip(members, found, strict=True)
     return [scores[i] for i in range(len(group.members))]

@@ -29,10 +29,10 @@ class Pace:
         self._start = time.monotonic()
         self._spent, self._latest = 0.0, FIRST_COST
 
-    def is_due(self, epochs: int) -> bool:
-        """Whether to save after so many finished epochs."""
+    def is_due(self, parts: int, per_epoch: int = 1) -> bool:
+        """Whether to save after so many finished parts of epochs, of so many an epoch."""
         if self._every is not None:
-            return epochs % self._every == 0
+            return parts % (self._every * per_epoch) == 0
         elapsed = time.monotonic() - self._start
         return self._spent + self._latest <= MAX_SHARE * elapsed
 

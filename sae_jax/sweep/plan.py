@@ -1,7 +1,7 @@
 """Which members train together: groups that fit memory and waste little on padding."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from sae_jax.activations.slices import DataSlice
@@ -18,6 +18,7 @@ from sae_jax.ops.tuning import (
     SIDE_BY_SIDE_MAX_BYTES,
 )
 from sae_jax.sweep.placement import Placement
+from sae_jax.sweep.streamed import NUM_READERS
 
 _FLOAT_BYTES = 4
 # Copies of the parameters that a group keeps: themselves and two Adam moments.
@@ -32,6 +33,14 @@ _RESTORE_COPIES = 4.5
 _RESULT_COPIES = 2
 # Of the members that are scored at the same time: their parameters, with directions.
 _SCORE_COPIES = 1.5
+# Share of the memory budget that samples may take and stay on the device.
+_MAX_SAMPLES_SHARE = 0.5
+# Streamed samples come in parts of so small a share of the memory budget, and so many parts are
+# there at once: one is trained on, one lies ready, and readers are at the others.
+_PARTS_PER_BUDGET = 128
+_PARTS_AT_ONCE = 2 + NUM_READERS
+# Numbers that the order of one sample takes while it is drawn.
+_ORDER_COPIES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +60,9 @@ class Group:
       kernel: "dense", "firing_rows" or "selected_rows".
       k_max: the largest k among the members, for the kernel on selected rows; `None` for
         others, whose programs do not depend on it.
-      sequential: whether they take turns, a whole epoch each.
+      sequential: whether they take turns, a whole epoch each, or one part of streamed samples.
       scored_at_once: how many of those on a device are scored side by side.
+      steps_per_part: full batches that lie on the device at a time; `None` where all samples do.
     """
 
     members: tuple[int, ...]
@@ -65,6 +75,7 @@ class Group:
     k_max: int | None = None
     sequential: bool = False
     scored_at_once: int = 1
+    steps_per_part: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,16 +96,18 @@ class Plan:
     def __str__(self) -> str:
         rows = [self.devices] if self.devices else []
         rows += [
-            "group  members  order         width  kernel         layer  position  padding"
-            "  memory [MiB]  GFLOP/step  offset severity"
+            "group  members  order         width  kernel         samples    layer  position"
+            "  padding  memory [MiB]  GFLOP/step  offset severity"
         ]
         for i, group in enumerate(self.groups):
             layer, position = ("-" if part is None else part for part in group.data_slice)
             order = "in turns" if group.sequential else "side by side"
+            samples = "on device" if group.steps_per_part is None else "streamed"
             severity = self.offset_severity.get(group.data_slice)
             rows.append(
                 f"{i:5d}  {len(group.members):7d}  {order:12}  {group.width:5d}"
-                f"  {group.kernel:13}  {layer!s:>5}  {position!s:>8}  {group.padding:7.1%}"
+                f"  {group.kernel:13}  {samples:9}  {layer!s:>5}  {position!s:>8}"
+                f"  {group.padding:7.1%}"
                 f"  {group.num_bytes / 2**20:12.1f}  {group.flops_per_step / 1e9:10.2f}"
                 f"  {'-' if severity is None else f'{severity:.2f}':>15}"
             )
@@ -119,7 +132,8 @@ def plan_sweep(
       configs: the members.
       data_sizes: number of training samples, width of a sample and of a target, (n, d_in,
         d_out), by slice.
-      train_config: for batch size, `kernel`, `data_seed`, `max_padding` and `memory_budget`.
+      train_config: for batch size, `kernel`, `data_seed`, `max_padding`, `memory_budget` and
+        `stream`.
       placement: where the groups are trained; JAX's first device if `None`.
       offset_severity: what the plan is to print of each data slice.
 
@@ -157,17 +171,19 @@ def plan_sweep(
         )
         open_group: Group | None = None
         for i in sorted(members, key=lambda i: -configs[i].d_sae):
-            before = open_group.members if open_group else ()
-            wider = group_of((*before, i))
-            if open_group and (wider.padding > max_padding or wider.num_bytes > budget):
+            if open_group:
+                streamed = open_group.steps_per_part is not None
+                wider = group_of((*open_group.members, i), streamed=streamed)
+                if wider.padding <= max_padding and wider.num_bytes <= budget:
+                    open_group = wider
+                    continue
                 groups.append(open_group)
-                wider = group_of((i,))
-            if len(wider.members) == 1 and wider.num_bytes > budget:
+            open_group = _alone(i, group_of, data_sizes[data_slice], budget, train_config.stream)
+            if open_group.num_bytes > budget:
                 raise ValueError(
-                    f"a member of d_sae {configs[i].d_sae} needs about {wider.num_bytes:,} bytes;"
-                    f" memory_budget is {budget:,}"
+                    f"a member of d_sae {configs[i].d_sae} needs about {open_group.num_bytes:,}"
+                    f" bytes; memory_budget is {budget:,}"
                 )
-            open_group = wider
         if open_group:
             groups.append(open_group)
     devices = str(placement) if len(placement.devices) > 1 else ""
@@ -202,6 +218,21 @@ def _kernel(config: SAEConfig, d_in: int, train_config: TrainConfig, placement: 
     return "firing_rows" if pays and "firing_rows" in serving else "dense"
 
 
+def _alone(
+    i: int,
+    group_of: Callable[..., Group],
+    data_size: tuple[int, int, int],
+    budget: int,
+    stream: bool | None,
+) -> Group:
+    """A group of one member, whose samples are on the device if they may be and fit."""
+    if stream is not None:
+        return group_of((i,), streamed=stream)
+    may_stay = _FLOAT_BYTES * 2 * _sample_floats(*data_size) <= _MAX_SAMPLES_SHARE * budget
+    group = group_of((i,), streamed=False)
+    return group if may_stay and group.num_bytes <= budget else group_of((i,), streamed=True)
+
+
 def _group(
     members: tuple[int, ...],
     configs: Sequence[SAEConfig],
@@ -211,6 +242,7 @@ def _group(
     kernel: str,
     budget: int,
     placement: Placement,
+    streamed: bool,
 ) -> Group:
     num_samples, d_in, d_out = data_size
     _, num_shares, num_parts = placement.shape
@@ -233,13 +265,22 @@ def _group(
     # Pre-activations, latents and their gradients; reconstruction, error, its gradient.
     num_activations = num_rows * (4 * num_latents + 3 * d_out)
     num_at_once = 1 if sequential else num_members
-    data_floats = num_samples * (d_in if d_in == d_out else d_in + d_out)
+    scored_floats, steps_per_part = _sample_floats(num_samples, d_in, d_out), None
+    # Of an epoch's batches, which are a copy, a device has a share.
+    resident = scored_floats + -(-scored_floats // num_shares)
+    if streamed:
+        floats_per_step = _sample_floats(batch_size, d_in, d_out)
+        num_fit = budget // (_PARTS_PER_BUDGET * _FLOAT_BYTES * floats_per_step)
+        steps_per_part = min(max(num_fit, 1), max(num_samples // batch_size, 1))
+        # The last part also takes what is left over for a smaller batch.
+        part_floats = (steps_per_part + 1) * floats_per_step
+        resident = _PARTS_AT_ONCE * part_floats + _ORDER_COPIES * num_samples
+        scored_floats = max(part_floats, 2 * _sample_floats(EVAL_BATCH_SIZE, d_in, d_out))
     training = (
         num_members * state_copies * num_params
         + num_at_once * (_STEP_COPIES * num_params + num_activations)
         + sequential * state_copies * num_params
-        + data_floats
-        + -(-data_floats // num_shares)  # An epoch's batches are a copy.
+        + resident
     )
     restoring = int(num_members * _RESTORE_COPIES * num_params)
     # Pre-activations, latents, their magnitudes and what selection compares; cosines of as
@@ -248,7 +289,7 @@ def _group(
     scoring_one = int(_SCORE_COPIES * num_params) + num_score_activations
     if num_parts > 1:
         scoring_one += width * d_out  # Directions are compared with those of all devices.
-    results = num_members * _RESULT_COPIES * num_params + data_floats
+    results = num_members * _RESULT_COPIES * num_params + scored_floats
     num_fit = (budget // _FLOAT_BYTES - results) // scoring_one
     scored_at_once = 1 if sequential else min(max(num_fit, 1), num_members)
     num_floats = max(training, restoring, results + scored_at_once * scoring_one)
@@ -272,8 +313,14 @@ def _group(
         k_max=largest_k if kernel == "selected_rows" else None,
         sequential=sequential,
         scored_at_once=scored_at_once,
+        steps_per_part=steps_per_part,
     )
 
 
 def _num_params(num_latents: int, d_in: int, d_out: int) -> int:
     return (d_in + d_out + 1) * num_latents + d_out
+
+
+def _sample_floats(num_samples: int, d_in: int, d_out: int) -> int:
+    """What samples take on a device, targets of another width included."""
+    return num_samples * (d_in if d_in == d_out else d_in + d_out)

@@ -5,9 +5,11 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from sae_jax.activations.matrix import Matrix, OnDemand
+from sae_jax.activations.selection import Selection
 from sae_jax.activations.slices import ActivationData, DataSlice, Slices, of_slice, slices_of
 from sae_jax.configs import SAEConfig
-from sae_jax.sweep.checksums import fingerprint
+from sae_jax.sweep.checksums import fingerprint, fingerprint_of_samples
 from sae_jax.sweep.normalization import Normalization
 
 
@@ -21,8 +23,8 @@ class Normalized(NamedTuple):
       y_norm: what was done to the targets.
     """
 
-    x: np.ndarray
-    y: np.ndarray | None
+    x: Matrix
+    y: Matrix | None
     x_norm: Normalization
     y_norm: Normalization
 
@@ -110,20 +112,31 @@ class SweepSamples:
                 " allowed is one width"
             )
 
-    def val(self, data_slice: DataSlice) -> tuple[np.ndarray, np.ndarray | None]:
-        """Validation samples `[n, D]`, and targets `[n, D_out]` if they are others."""
-        return self._val[data_slice], self._val_targets[data_slice] if self._val_targets else None
+    def val(self, data_slice: DataSlice, *, streamed: bool = False) -> tuple[Matrix, Matrix | None]:
+        """Validation samples `[n, D]`, and targets `[n, D_out]` if they are others; arrays unless
+        they are streamed."""
+        x = self._val[data_slice]
+        y = self._val_targets[data_slice] if self._val_targets else None
+        return (x, y) if streamed else (x[:], None if y is None else y[:])
 
-    def normalized(self, data_slice: DataSlice, kind: str) -> Normalized:
-        """Training samples and targets, normalized as `SAEConfig.normalize` says."""
-        x = self._train[data_slice]
+    def normalized(self, data_slice: DataSlice, kind: str, *, streamed: bool = False) -> Normalized:
+        """Training samples and targets, normalized as `SAEConfig.normalize` says; arrays unless
+        they are streamed, in which case they are normalized as they are read."""
+
+        def given(slices: Slices) -> Matrix:
+            return slices[data_slice] if streamed else slices[data_slice][:]
+
+        def done(norm: Normalization, samples: Matrix) -> Matrix:
+            return norm.on_demand(samples) if streamed else norm(samples[:])
+
+        x = given(self._train)
         of_x = Normalization.of(x, kind)
         if self._targets is None:
-            return Normalized(of_x(x), None, of_x, of_x)
-        y = self._targets[data_slice]
+            return Normalized(done(of_x, x), None, of_x, of_x)
+        y = given(self._targets)
         of_y = Normalization.of(y, kind)
         of_y = of_y._replace(scale=of_y.scale * self._target_scale)
-        return Normalized(of_x(x), of_y(y), of_x, of_y)
+        return Normalized(done(of_x, x), done(of_y, y), of_x, of_y)
 
     def fingerprints(self) -> dict[str, dict[str, str]]:
         """What tells these samples from others, as JSON values."""
@@ -134,7 +147,10 @@ class SweepSamples:
             "val_targets": self._val_targets,
         }
         prints = {
-            name: {f"{layer}, {position}": fingerprint(x) for (layer, position), x in part.items()}
+            name: {
+                f"{layer}, {position}": fingerprint_of_samples(x)
+                for (layer, position), x in part.items()
+            }
             for name, part in parts.items()
             if part is not None
         }
@@ -143,22 +159,33 @@ class SweepSamples:
         return prints
 
 
-def side_by_side(*layers: np.ndarray) -> np.ndarray:
+def side_by_side(*layers: np.ndarray | Selection) -> np.ndarray | OnDemand:
     """Activations of the same samples in several layers as one, `[n, D_1 + D_2 + ...]`.
 
     Trained to reconstruct such samples, given as `targets` too, an SAE is a crosscoder (Lindsey
     et al. 2024, transformer-circuits.pub/2024/crosscoders), and `target_weights` weighs layers.
 
     Args:
-      *layers: `[n, D]` each.
+      *layers: arrays `[n, D]`, or selections of a store, which are read when they are asked for.
 
     Raises:
-      ValueError: if there are none, or their numbers of rows differ.
+      ValueError: if there are none, or their numbers of rows differ, or only some of them are
+        selections.
     """
     rows = [len(layer) for layer in layers]
     if len(set(rows)) != 1:
         raise ValueError(f"layers have {rows} rows; expected one number of rows")
-    return np.concatenate([np.asarray(layer, np.float32) for layer in layers], axis=1)
+    parts = [layer.matrix for layer in layers if isinstance(layer, Selection)]
+    if not parts:
+        return np.concatenate([np.asarray(layer, np.float32) for layer in layers], axis=1)
+    if len(parts) < len(layers):
+        raise ValueError(
+            f"{len(parts)} of {len(layers)} layers are selections; expected all of them"
+        )
+    return OnDemand(
+        (rows[0], sum(part.shape[1] for part in parts)),
+        lambda rows: np.concatenate([part[rows] for part in parts], axis=1),
+    )
 
 
 def _fitting(targets: Slices, samples: Slices, name: str, of: str) -> Slices:

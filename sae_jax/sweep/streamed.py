@@ -1,0 +1,102 @@
+"""Batches of samples that do not lie on the device; the only file that knows Grain."""
+
+from collections.abc import Iterator
+
+import grain
+import jax
+import numpy as np
+
+from sae_jax.activations.matrix import Matrix
+from sae_jax.sweep.batches import Batches, Samples, epoch_order
+from sae_jax.sweep.placement import Placement
+
+# Threads that read, a part each, so that a disk has several requests to serve.
+NUM_READERS = 4
+
+_ALL = grain.sharding.NoSharding()
+
+
+class Streamed:
+    """Samples that stay where they are, in the shards of a store, read a few batches at a time.
+
+    The batches are those of `InMemory`, bit for bit. Grain's own shuffle is not used: it has no
+    order of ours, so that the same samples would give other results on disk than in memory.
+    """
+
+    def __init__(
+        self,
+        x: Matrix,
+        batch_size: int,
+        steps_per_part: int,
+        placement: Placement,
+        target: Matrix | None = None,
+        share: grain.sharding.ShardOptions = _ALL,
+    ):
+        """Reads nothing.
+
+        Args:
+          x: `[n, D]`.
+          batch_size: samples b a step.
+          steps_per_part: full batches that are read, and trained on, at a time.
+          placement: where they are put.
+          target: `[n, D_out]`.
+          share: the rows of each batch that this process reads, as equal and contiguous as they
+            can be.
+        """
+        self.num_samples, self.d_in = x.shape
+        self._samples = Samples(x, target)
+        self._batch_size, self._steps_per_part = batch_size, steps_per_part
+        self._num_full = self.num_samples // batch_size
+        self.parts_per_epoch = max(1, -(-self._num_full // steps_per_part))
+        self._placement, self._share = placement, share
+
+    def first_step(self, part: int) -> int:
+        """Number of steps before a part."""
+        epoch, in_epoch = divmod(part, self.parts_per_epoch)
+        return epoch * -(-self.num_samples // self._batch_size) + in_epoch * self._steps_per_part
+
+    def parts(self, data_seed: int, first: int, last: int) -> Iterator[Batches]:
+        """The batches of each part from `first` up to, without it, `last`, read ahead."""
+        read_ahead = grain.ReadOptions(num_threads=NUM_READERS, prefetch_buffer_size=NUM_READERS)
+        while first < last:
+            epoch, start = divmod(first, self.parts_per_epoch)
+            stop = min(start + last - first, self.parts_per_epoch)
+            order = np.asarray(epoch_order(data_seed, epoch, self.num_samples))
+            of_epoch = grain.MapDataset.source(_Parts(self, order))[start:stop]
+            for batches in of_epoch.to_iter_dataset(read_ahead):
+                yield self._placement.put(batches)
+            first += stop - start
+
+    def read(self, order: np.ndarray, part: int) -> Batches:
+        """A part of an epoch that visits the samples in an order `[n]`; arrays of NumPy."""
+        start = part * self._steps_per_part
+        stop = min(start + self._steps_per_part, self._num_full)
+        is_last = part + 1 == self.parts_per_epoch
+        full = order[start * self._batch_size : stop * self._batch_size]
+        full = self._of_share(full.reshape(stop - start, self._batch_size))
+        rest = self._of_share(order[stop * self._batch_size :] if is_last else order[:0])
+
+        def batches(x: Matrix) -> np.ndarray:
+            return x[full.ravel()].reshape(*full.shape, x.shape[1])
+
+        return Batches(
+            jax.tree.map(batches, self._samples), jax.tree.map(lambda x: x[rest], self._samples)
+        )
+
+    def _of_share(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of a batch, `[..., b]`, that this process reads."""
+        share = self._share
+        return np.array_split(rows, share.shard_count, axis=-1)[share.shard_index]
+
+
+class _Parts(grain.sources.RandomAccessDataSource):
+    """The parts of one epoch, by their number in it."""
+
+    def __init__(self, streamed: Streamed, order: np.ndarray):
+        self._streamed, self._order = streamed, order
+
+    def __len__(self) -> int:
+        return self._streamed.parts_per_epoch
+
+    def __getitem__(self, part: int) -> Batches:
+        return self._streamed.read(self._order, part)
