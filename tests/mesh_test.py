@@ -58,6 +58,10 @@ def test_members_that_take_turns_have_the_same_bits_on_any_number_of_devices():
     assert found["explained_variance"] < 1e-6
 
 
+def test_streamed_samples_train_on_a_mesh_as_those_in_memory_do_on_one_device():
+    assert_close(on_eight_devices("streamed", "members:2,data:2"))
+
+
 def test_devices_tell_each_other_what_docs_say():
     found = on_eight_devices("collectives", "members:2", "data:2", "latents:2")
     num_members, d_in, d_sae, batch_size = 2, 12, 24, 32

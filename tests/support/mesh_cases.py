@@ -48,8 +48,10 @@ def members(architecture, num_members=3, **fields):
     ]
 
 
-def trained(configs, mesh, epochs=2, kernel="auto", **arguments):
-    train_config = TrainConfig(epochs, BATCH_SIZE, max_padding=0.5, mesh=mesh, kernel=kernel)
+def trained(configs, mesh, epochs=2, kernel="auto", stream=None, **arguments):
+    train_config = TrainConfig(
+        epochs, BATCH_SIZE, max_padding=0.5, mesh=mesh, kernel=kernel, stream=stream
+    )
     return train_sweep(configs, X, X_VAL, train_config, progress=False, **arguments)
 
 
@@ -80,6 +82,13 @@ def in_turns():
     configs = members("topk", 5, aux_coefficient=0.0, preset=None)
     expected = trained(configs, "members:1", kernel="firing_rows")
     return differences(trained(configs, "members:4", kernel="firing_rows"), expected)
+
+
+def streamed(mesh):
+    """Samples that are read while members train on a mesh, beside those in one device's memory."""
+    configs = members("batch_topk")
+    expected = trained(configs, "members:1", stream=False)
+    return differences(trained(configs, mesh, stream=True), expected)
 
 
 class Stopped(Exception):
