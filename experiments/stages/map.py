@@ -11,11 +11,7 @@ D_SAE = (512, 1024, 2048)
 
 def rows(study: Study) -> Rows:
     """One row a member; slices take the place of seeds."""
-    splits = [
-        study.split((layer, position))
-        for layer in study.map_layers
-        for position in study.store.positions
-    ]
+    splits = study.splits(study.map_layers)
     configs = [
         config
         for split in splits

@@ -8,11 +8,7 @@ from stages.study import CENTRAL, RAW_AND_CENTERED, Study
 
 def rows(study: Study) -> list[dict[str, Any]]:
     """One row a member; slices take the place of seeds."""
-    splits = [
-        study.split((layer, position))
-        for layer in study.store.layers
-        for position in study.store.positions
-    ]
+    splits = study.splits(study.store.layers)
     configs = [
         config
         for split in splits

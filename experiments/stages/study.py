@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,12 @@ class Study:
         layer, position = of
         selection = self.store.select(layer=layer, position=position)
         return selection.split(train_fraction=TRAIN_FRACTION, seed=SPLIT_SEED)
+
+    def splits(self, layers: Iterable[int]) -> list[sae_jax.Split]:
+        """The samples of every position at these layers."""
+        return [
+            self.split((layer, position)) for layer in layers for position in self.store.positions
+        ]
 
     def members(self, **values: Any) -> list[sae_jax.SAEConfig]:
         """`sae_jax.grid` with every seed, which is that of the order of the samples too."""

@@ -27,7 +27,7 @@ def sweep(study: Study) -> sae_jax.SweepResult:
 
 def splits_of(study: Study) -> list[sae_jax.Split]:
     """The samples of every position, each split by the same problems."""
-    return [study.split((study.layer, position)) for position in study.store.positions]
+    return study.splits([study.layer])
 
 
 def load_model(study: Study) -> Any:
