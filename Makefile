@@ -25,7 +25,7 @@ test-wheel:
 	cd build/wheel && ../../.venv-wheel/bin/python ../../tests/support/wheel_check.py
 
 test-slow: .venv/demo .venv/test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 # More than an hour on two cores. Programs that a mutant leaves as they are come from the cache.
 mutants: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/mutants/.jax
