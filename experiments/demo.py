@@ -124,9 +124,9 @@ def story(rows: Rows, floor: float) -> str:
     return (
         f"Of {max(D_SAE)} latents {percent(raw['dead_fraction'])} never fire on raw activations and"
         f" {percent(centered['dead_fraction'])} once their mean is subtracted, which is"
-        f" {rows[0]['offset_severity']:.1f} times as long as their standard deviations, and the"
-        f" error (fvu) falls from {percent(raw['fvu'])} to {percent(centered['fvu'])}, where the"
-        f" best plane of {K} dimensions has {100 * floor:.1f} %.\n"
+        f" {rows[0]['offset_severity']:.1f} times as long as their standard deviations; the"
+        f" error (fvu) is {percent(raw['fvu'])} raw and {percent(centered['fvu'])} centered, where"
+        f" the best plane of {K} dimensions has {100 * floor:.1f} %.\n"
         f"The published rule calls {percent(raw['published_rate'])} of the raw latents that fire"
         f" specialized, and {percent(raw['published_null'])} after the problems are shuffled;"
         f" centered {percent(centered['published_rate'])}, and"

@@ -67,6 +67,10 @@ def test_bad_settings_are_refused_before_any_work(stores, tmp_path):
         assert refused.returncode == 1
         assert complaint in refused.stderr.splitlines()[-1]
         assert not list(tmp_path.rglob("*.csv"))
+    refused = run(stores[:1], tmp_path / "other", "--stages=pca,baselines")
+    assert refused.returncode == 1
+    assert "need --untrained_activations" in refused.stderr.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.csv"))
 
 
 def test_a_killed_study_goes_on_where_it_was_and_finished_stages_stay(stores, tmp_path):

@@ -88,6 +88,7 @@ def load_codi(
     with torch.random.fork_rng():
         torch.manual_seed(base.untrained_seed or 0)  # What is drawn is kept if it is untrained.
         causal_lm.resize_token_embeddings(vocab_size + 3, mean_resizing=False)
+        # PEFT asks for transformers' class, and takes any module with its methods.
         wrapped.codi = cast(PeftModel, get_peft_model(causal_lm, config))  # type: ignore[arg-type]
         wrapped.prj = _projection(state, checkpoint, base.d_in)
     if untrained:
