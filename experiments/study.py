@@ -79,7 +79,7 @@ _POSITION = flags.DEFINE_string("position", "3", "Its continuous thought.")
 _MAP_LAYERS = flags.DEFINE_list("map_layers", ["5", "10", "15", "20", "25", "29"], "Of the map.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds of each setting.", lower_bound=2)
 _EPOCHS = flags.DEFINE_integer("epochs", 25, "Passes over the training samples.", lower_bound=1)
-_MAP_EPOCHS = flags.DEFINE_integer("map_epochs", 10, "The same for the map.", lower_bound=1)
+_MAP_EPOCHS = flags.DEFINE_integer("map_epochs", 8, "The same for the map.", lower_bound=1)
 _STAGES = flags.DEFINE_list("stages", list(STAGES), "Which to run.")
 _OUTPUT = flags.DEFINE_string("output", "runs/study/run", "Folder for everything.")
 

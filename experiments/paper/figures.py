@@ -136,7 +136,7 @@ def stability(tables: Tables) -> Figure:
             cosines = [row["cosine"] for row in rows]
             axis.plot(middles, cosines, **style, label=name, markersize=4, linewidth=1.2)
         axis.set(xscale="log", xlabel="fires on [% of samples], middle of the range")
-        axis.set(ylabel="largest cosine in another seed", title=ARMS[arm]["label"], ylim=(0, 1))
+        axis.set(ylabel="largest cosine in another seed", title=ARMS[arm]["label"], ylim=(0, 0.6))
     axes[0].legend(fontsize="small")
     return figure
 
@@ -186,6 +186,97 @@ def synthetic(tables: Tables) -> Figure:
     return figure
 
 
+THOUGHT_LINES: dict[str, tuple[str, dict[str, Any]]] = {
+    "zero": ("zero", {"color": "0.6", "linestyle": ":", "marker": "x"}),
+    "mean": ("mean of the training samples", {"color": "0.6", "linestyle": "--", "marker": "v"}),
+}
+EDIT_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def thoughts(tables: Tables) -> Figure:
+    """What replacing a thought does to the gold answer, by the thought's position."""
+    figure, axes = _figure(2)
+    positions = sorted({row["position"] for row in tables["loss_recovered"]})
+    for name, (label, style) in THOUGHT_LINES.items():
+        rows = [tables.rows("loss_recovered", {"position": p})[0] for p in positions]
+        rises = [row[f"rise_{name}"] for row in rows]
+        errors = [row[f"rise_{name}_half_width"] for row in rows]
+        shown = style | {"label": f"chance: {label}", "markersize": 4, "linewidth": 1.2}
+        axes[0].errorbar(positions, rises, yerr=errors, capsize=2, **shown)
+        axes[1].plot(positions, [row[f"change_{name}"] for row in rows], **shown)
+    for arm in ("none", "center"):
+        style = ARMS[arm] | {"label": f"reconstructions, {ARMS[arm]['label']}"}
+        for axis, column in zip(axes, ("rise_sae", "change_sae"), strict=True):
+            points = _points(tables, "position", column, {"normalize": arm}, "loss_recovered")
+            _draw(axis, points, style, factor=1)
+    axes[0].axhline(0, color="0.0", linewidth=0.7)
+    axes[0].set(xlabel="thought", ylabel="rise of cross-entropy [nats a token]")
+    axes[1].set(xlabel="thought", ylabel="mean |change of log p(answer)| [nats]")
+    axes[1].set_ylim(bottom=0)
+    axes[1].legend(fontsize="small")
+    return figure
+
+
+def causality(tables: Tables) -> Figure:
+    """What editing an operation's latents does beyond editing random ones, by position."""
+    figure, axes = _figure(2)
+    edits = list(dict.fromkeys((r["edit"], r["operation"]) for r in tables["causality"]))
+    for axis, arm in zip(axes, ("none", "center"), strict=True):
+        for i, ((edit, operation), marker) in enumerate(zip(edits, EDIT_MARKERS, strict=True)):
+            match = {"normalize": arm, "edit": edit, "operation": operation, "problems": "with"}
+            rows = [r for r in tables.rows("causality", match) if np.isfinite(r["difference"])]
+            axis.errorbar(
+                [row["position"] + 0.12 * (i - 2.5) for row in rows],
+                [row["difference"] for row in rows],
+                yerr=[row["difference_half_width"] for row in rows],
+                fmt=marker,
+                color=f"{0.13 * i}",
+                markersize=4,
+                linewidth=0.9,
+                capsize=1.5,
+                label=f"{edit} {operation}",
+            )
+        axis.axhline(0, color="0.0", linewidth=0.7)
+        axis.set(xlabel="thought", title=ARMS[arm]["label"])
+        axis.set(ylabel="log p(answer), beyond random latents [nats]")
+    axes[1].sharey(axes[0])
+    axes[0].legend(fontsize="x-small")
+    return figure
+
+
+def map_of_slices(tables: Tables) -> Figure:
+    """Dead latents against K on every slice of the map, and by layer and position."""
+    figure, axes = _figure(3)
+    central = {"d_sae": 512.0, "k": 50.0}
+    for arm in ("none", "center"):
+        rows = tables.rows("map", {"normalize": arm, "d_sae": 512.0})
+        kept = sorted({row["k"] for row in rows})
+        dead = np.array([[100 * r["dead_fraction"] for r in rows if r["k"] == k] for k in kept])
+        low, middle, high = np.quantile(dead, [0.1, 0.5, 0.9], axis=1)
+        errors = [middle - low, high - middle]
+        axes[0].errorbar(kept, middle, yerr=errors, markersize=4, capsize=2, **ARMS[arm])
+    axes[0].set(xscale="log", xlabel=_LABELS["k"], ylabel="dead latents [%]", ylim=(0, 100))
+    axes[0].set(title="d = 512: median, and 10 to 90 % of slices", xticks=kept)
+    axes[0].set_xticklabels([f"{k:.0f}" for k in kept])
+    axes[0].minorticks_off()
+    axes[0].legend(fontsize="small")
+    for axis, arm in zip(axes[1:], ("none", "center"), strict=True):
+        rows = tables.rows("map", central | {"normalize": arm})
+        layers, positions = (sorted({r[name] for r in rows}) for name in ("layer", "position"))
+        share = {(r["layer"], r["position"]): 100 * r["dead_fraction"] for r in rows}
+        grid = np.array([[share[layer, p] for p in positions] for layer in layers])
+        axis.grid(visible=False)
+        axis.imshow(grid, cmap="Greys", vmin=0, vmax=100, aspect="auto")
+        for (i, j), value in np.ndenumerate(grid):
+            color = "white" if value > 50 else "black"
+            axis.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color=color)
+        axis.set_xticks(range(len(positions)), [f"{p:.0f}" for p in positions])
+        axis.set_yticks(range(len(layers)), [f"{layer:.0f}" for layer in layers])
+        axis.set(xlabel="thought", ylabel="layer")
+        axis.set_title(f"dead latents [%], K = 50, d = 512, {ARMS[arm]['label']}", fontsize=9)
+    return figure
+
+
 FIGURES: dict[str, tuple[str, Callable[[Tables], Figure]]] = {
     "death": ("grid", death),
     "specialization": ("grid", specialization),
@@ -194,6 +285,9 @@ FIGURES: dict[str, tuple[str, Callable[[Tables], Figure]]] = {
     "stability": ("stability", stability),
     "size": ("size", size),
     "synthetic": ("synthetic", synthetic),
+    "thoughts": ("loss_recovered", thoughts),
+    "causality": ("causality", causality),
+    "map": ("map", map_of_slices),
 }
 """The figures by their names, each with the table that it shows."""
 

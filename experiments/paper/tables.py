@@ -76,6 +76,10 @@ class Tables:
         values = [100 * row[column] for row in self.rows(table, match)]
         return f"{sum(values) / len(values):.1f} % ({min(values):.1f} to {max(values):.1f})"
 
+    def count(self, table: str, column: str, at_most: float, **match: Any) -> int:
+        """The number of rows whose value is at most `at_most`."""
+        return sum(row[column] <= at_most for row in self.rows(table, match))
+
     def value(self, table: str, column: str, digits: int = 3, **match: Any) -> str:
         """A number of one row.
 

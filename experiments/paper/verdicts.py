@@ -1,5 +1,6 @@
 """The comparisons behind the document's verdicts, and the words that follow from them."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from sae_jax.report.reference import with_interval
 
 _HARDLY_ANY = 0.01
 # Columns that are no shares, with the digits of their numbers.
-_PLAIN = {"feature_stability": 3, "recovery_f1": 3, "mean_max_cosine": 3}
+_PLAIN = {"feature_stability": 3, "recovery_f1": 3, "mean_max_cosine": 3, "change_sae": 2}
 
 
 def _within_arms() -> Iterator[Comparison]:
@@ -92,11 +93,32 @@ def _on_made_samples() -> Iterator[Comparison]:
         yield Comparison(f"synthetic: centering, {column}", "synthetic", column, a, b)
 
 
+def _of_sizes() -> Iterator[Comparison]:
+    """What more samples give, at as many steps."""
+    for arm in ("none", "center"):
+        for d_sae in (250, 1000):
+            of = {"normalize": arm, "d_sae": d_sae}
+            a, b = (of | {"num_samples": n, "epochs": e} for n, e in ((3000, 50), (5978, 25)))
+            for column in ("fvu", "dead_fraction"):
+                name = f"{arm}: {column}, d {d_sae}, n 3000 to 5978"
+                yield Comparison(name, "size", column, a, b)
+
+
+def _of_thoughts() -> Iterator[Comparison]:
+    """What centering changes of the answer where a thought is reconstructed."""
+    for position in range(6):
+        a, b = ({"normalize": arm, "position": position} for arm in ("none", "center"))
+        name = f"centering: change of the answer, thought {position}"
+        yield Comparison(name, "loss_recovered", "change_sae", a, b)
+
+
 COMPARISONS = (
     *_within_arms(),
     *_between_arms(),
     *_against_baselines(),
     *_on_made_samples(),
+    *_of_sizes(),
+    *_of_thoughts(),
 )
 """Every comparison of the document."""
 
@@ -134,6 +156,20 @@ class Verdicts:
         tested = sorted({row["k"] for row in self._tables.rows("grid", of)})
         dead = {k: self._tables.summary("grid", "dead_fraction", k=k, **of).mean for k in tested}
         return f"{next(k for k in tested if dead[k] < _HARDLY_ANY):.0f}"
+
+    def critical_ks(self, arm: str) -> str:
+        """On how many slices of the map each K is the least tested with under 1 % dead."""
+        rows = self._tables.rows("map", {"normalize": arm, "d_sae": CENTRAL["d_sae"]})
+        ended = [
+            (r["layer"], r["position"], r["k"]) for r in rows if r["dead_fraction"] < _HARDLY_ANY
+        ]
+        least: dict[tuple[float, float], float] = {}
+        for layer, position, k in sorted(ended, key=lambda of: of[2]):
+            least.setdefault((layer, position), k)
+        counts = Counter(least.values())
+        found = [f"K = {k:.0f} on {counts[k]}" for k in sorted(counts)]
+        none = len({(r["layer"], r["position"]) for r in rows}) - len(least)
+        return ", ".join(found + [f"none tested on {none}"] * (none > 0))
 
     def rank_correlation(self, table: str, column: str, **match: Any) -> str:
         """Spearman's correlation of a column with the offset severity, over slices."""
