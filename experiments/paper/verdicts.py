@@ -160,16 +160,15 @@ class Verdicts:
     def critical_ks(self, arm: str) -> str:
         """On how many slices of the map each K is the least tested with under 1 % dead."""
         rows = self._tables.rows("map", {"normalize": arm, "d_sae": CENTRAL["d_sae"]})
-        ended = [
-            (r["layer"], r["position"], r["k"]) for r in rows if r["dead_fraction"] < _HARDLY_ANY
-        ]
         least: dict[tuple[float, float], float] = {}
-        for layer, position, k in sorted(ended, key=lambda of: of[2]):
-            least.setdefault((layer, position), k)
+        for row in sorted(rows, key=lambda row: row["k"]):
+            if row["dead_fraction"] < _HARDLY_ANY:
+                least.setdefault((row["layer"], row["position"]), row["k"])
         counts = Counter(least.values())
         found = [f"K = {k:.0f} on {counts[k]}" for k in sorted(counts)]
-        none = len({(r["layer"], r["position"]) for r in rows}) - len(least)
-        return ", ".join(found + [f"none tested on {none}"] * (none > 0))
+        if none := len({(row["layer"], row["position"]) for row in rows}) - len(least):
+            found.append(f"none tested on {none}")
+        return ", ".join(found)
 
     def rank_correlation(self, table: str, column: str, **match: Any) -> str:
         """Spearman's correlation of a column with the offset severity, over slices."""
