@@ -1,38 +1,17 @@
 """A sweep on several devices gives what it gives on one."""
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from sweeps import quietly, samples
+from virtual_devices import on_eight_devices
 
-import sae_jax
 from sae_jax import SAEConfig, TrainConfig
 
-CASES = Path(__file__).parent / "support" / "mesh_cases.py"
 ARCHITECTURES = ["abs_topk", "topk", "batch_topk", "matryoshka", "jumprelu", "gated", "relu"]
 AXES = ["members:2", "data:2", "latents:2"]
 PAIRS = ["members:2,data:2", "members:2,latents:2", "data:2,latents:2", "data:4,latents:2"]
 ALL = "members:2,data:2,latents:2"
-
-
-def on_eight_devices(case, *arguments):
-    """What a case of `support/mesh_cases.py` finds."""
-    root = Path(sae_jax.__file__).parents[1]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-        "JAX_PLATFORMS": "cpu",
-        # Optimized less, programs are compiled in less time, and sum in the same order.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-    }
-    command = [sys.executable, "-W", "error::UserWarning", CASES, case, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def assert_close(found):

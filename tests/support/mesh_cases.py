@@ -122,29 +122,49 @@ def collectives(*meshes):
     for mesh in meshes:
         placement = Placement.of(TrainConfig(batch_size=BATCH_SIZE, mesh=mesh), configs)
         program = Program(configs[0].template, placement=placement)
-        lines = lowered(program, num_members=2, num_rest=0).compile().as_text().splitlines()
-        named = r"= (\S.*?) (?:all-|collective-|reduce-scatter)[\w-]*\("
-        messages = [match[1] for line in lines if (match := re.search(named, line))]
-        found[mesh] = [
-            sum(math.prod(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", m))
-            for m in messages
-        ]
+        found[mesh] = messages(lowered(program, num_members=2, num_rest=0).compile())
     return found
 
 
-def lowered(program, num_members, platform="cpu", num_rest=7):
+def messages(compiled, kinds="all-|collective-|reduce-scatter"):
+    """The numbers in each message of these kinds."""
+    named = rf"= (\S.*?) (?:{kinds})[\w-]*\("
+    lines = compiled.as_text().splitlines()
+    return [
+        sum(math.prod(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", m[1]))
+        for line in lines
+        if (m := re.search(named, line))
+    ]
+
+
+def costs(num_members, batch_size, d_in, width, *meshes):
+    """What a device computes in a step, and the numbers that devices add up, by mesh."""
+    num_members, *size = map(int, (num_members, batch_size, d_in, width))
+    configs = members("topk", num_members, aux_coefficient=0.0, preset=None)
+    found = {}
+    for mesh in meshes:
+        placement = Placement.of(TrainConfig(batch_size=size[0], mesh=mesh), configs)
+        program = Program(configs[0].template, placement=placement)
+        compiled = lowered(program, num_members, num_rest=0, size=size).compile()
+        # XLA counts the body of the loop over steps once.
+        found[mesh] = compiled.cost_analysis()["flops"], messages(compiled, "all-reduce")
+    return found
+
+
+def lowered(program, num_members, platform="cpu", num_rest=7, size=(BATCH_SIZE, D_IN, D_SAE)):
     """The program of an epoch for a platform that need not be there, from shapes alone."""
-    hyper = hyperparameters(*[(D_SAE, 3, 0, 1e-3)] * num_members)
+    batch_size, d_in, width = size
+    hyper = hyperparameters(*[(width, 3, 0, 1e-3)] * num_members)
     if program.template.prefix_fractions:
-        sizes = jnp.full((num_members, len(program.template.prefix_fractions)), D_SAE, jnp.int32)
+        sizes = jnp.full((num_members, len(program.template.prefix_fractions)), width, jnp.int32)
         hyper = hyper._replace(prefix_sizes=sizes)
-    center = jnp.zeros(D_IN, jnp.float32)
+    center = jnp.zeros(d_in, jnp.float32)
     state = jax.eval_shape(
-        partial(init_group, program=program, d_in=D_IN, width=D_SAE), hyper, center
+        partial(init_group, program=program, d_in=d_in, width=width), hyper, center
     )
     samples_of = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     batches = Batches(
-        Samples(samples_of((2, BATCH_SIZE, D_IN))), Samples(samples_of((num_rest, D_IN)))
+        Samples(samples_of((2, batch_size, d_in))), Samples(samples_of((num_rest, d_in)))
     )
     traced = train_epoch.trace(state, hyper, batches, 0, program=program)
     return traced.lower(lowering_platforms=(platform,))
