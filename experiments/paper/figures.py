@@ -172,7 +172,7 @@ def synthetic(tables: Tables) -> Figure:
     """Known features recovered against K, beside the same SAEs before training."""
     figure, axes = _figure(2)
     columns = (("recovery_f1", "F1"), ("mean_max_cosine", "largest cosine of a feature"))
-    for axis, (column, label) in zip(axes, columns, strict=True):
+    for axis, (column, label_of) in zip(axes, columns, strict=True):
         for arm in ("none", "center"):
             for offset, face in (("the study's", None), ("none", "1.0")):
                 fixed = {"d_sae": 512, "normalize": arm, "offset": offset}
@@ -180,10 +180,12 @@ def synthetic(tables: Tables) -> Figure:
                 style |= {"markerfacecolor": face} if face else {}
                 points = _points(tables, "k", column, fixed, table="synthetic")
                 _draw(axis, points, style, factor=1)
-        fixed = {"d_sae": 512, "normalize": "center", "offset": "none"}
-        points = _points(tables, "k", f"{column}_untrained", fixed, table="synthetic")
-        axis.plot(*_means(points, 1), **_CHANCE, label="before training")
-        axis.set(xlabel=_LABELS["k"], ylabel=label, ylim=(0, 1))
+        for offset, dashes in (("the study's", "--"), ("none", "-")):
+            fixed = {"d_sae": 512, "normalize": "center", "offset": offset}
+            points = _points(tables, "k", f"{column}_untrained", fixed, table="synthetic")
+            label = f"before training, offset: {offset}"
+            axis.plot(*_means(points, 1), **_CHANCE, linestyle=dashes, label=label)
+        axis.set(xlabel=_LABELS["k"], ylabel=label_of, ylim=(0, 0.3))
     axes[0].legend(fontsize="small")
     return figure
 
