@@ -3,6 +3,7 @@
 XLA counts the body of a loop once, and the dearer branch of a condition.
 """
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import planning
 import pytest
 from hyperparameters import hyperparameters
-from mesh_cases import lowered
+from mesh_cases import lowered, memory_of
 from planning import H100, V5P
 from virtual_devices import on_eight_devices
 
@@ -78,7 +79,11 @@ def test_eight_devices():
     }
     found = on_eight_devices("costs", *map(str, (num_members, batch_size, d_in, width)), *meshes)
     assert sorted(found) == sorted(meshes)
-    for mesh, (flops, messages) in found.items():
+    configs = [SAEConfig(width, 3, seed) for seed in range(num_members)]
+    train_config = TrainConfig(batch_size=batch_size, kernel="dense", stream=False)
+    num_samples = 2 * batch_size
+    data_sizes = {(None, None): (num_samples, d_in, d_in)}
+    for mesh, (flops, messages, memory) in found.items():
         members, data, latents = meshes[mesh]
         each = num_members // members
         products = planning.flops(width, d_in, batch_size) / (data * latents)
@@ -87,6 +92,9 @@ def test_eight_devices():
         expected = each * sum(planning.reduced_numbers(width, d_in, batch_size, meshes[mesh]))
         # Beside them are counts of top-k, one round, and flags.
         assert expected <= sum(messages) <= 1.03 * expected
+        placement = Placement(devices(H100, 8, "cpu"), meshes[mesh])
+        (group,) = plan_sweep(configs, data_sizes, train_config, placement).groups
+        assert memory + 4 * num_samples * d_in <= group.num_bytes
 
 
 @pytest.mark.parametrize("kernel", ["dense", "firing_rows", "selected_rows"])
@@ -101,16 +109,20 @@ def test_the_plan_gives_a_group_the_memory_that_its_epoch_needs(kernel):
         configs[0].template, kernel=kernel, k_max=group.k_max, sequential=group.sequential
     )
     epoch = lowered(program, num_members, num_rest=0, size=(batch_size, d_in, width))
-    needs = epoch.compile().memory_analysis()
-    # The state is given back in place; samples lie beside the epoch's copy of them.
-    needed = (
-        needs.argument_size_in_bytes
-        + needs.output_size_in_bytes
-        - needs.alias_size_in_bytes
-        + needs.temp_size_in_bytes
-        + 4 * num_samples * d_in
-    )
+    # Samples lie beside the epoch's copy of them.
+    needed = memory_of(epoch.compile()) + 4 * num_samples * d_in
     assert needed <= group.num_bytes <= 1.8 * needed
+
+
+@pytest.mark.parametrize(
+    ("products", "memory", "milliseconds"), [(165e9, 54e9, 17.6), (235e9, 50e9, 12.1)]
+)
+def test_two_processors_take_somewhat_less_than_formulas_say(products, memory, milliseconds):
+    # The tables headline_zen4 and headline_intel of experiments/results/speed.md.
+    size = 512, 2048, 256
+    expected = planning.flops(*size) / products + planning.memory_bytes(*size) / memory
+    assert 1.0 < 1000 * expected / milliseconds < 1.15
+    assert f"{1000 * expected:.1f}" in DOCUMENT
 
 
 def devices(chip, number, platform):
@@ -167,6 +179,27 @@ def test_the_document_says_what_the_text_between_its_tables_does():
     assert f"State is {12 * planning.num_params(MILLION, 4096) / 1e9:.0f} GB" in DOCUMENT
     batch_sizes = [planning.balanced_batch_size(H100, dtype) for dtype in ("float32", "tf32")]
     assert "{:.0f} samples in float32, {:,.0f} in TF32".format(*batch_sizes) in DOCUMENT
+
+
+def test_the_document_says_what_one_gpu_takes_without_padding():
+    def seconds(dtype):
+        widths = (512, 1024, 2048)
+        steps = (planning.step_seconds(H100, dtype, 4, width, 2048, 256) for width in widths)
+        return 96 * planning.num_steps(5978, 256, 25) * sum(steps)
+
+    found = f"{seconds('float32'):.0f} s in float32 and {seconds('tf32'):.0f} s in TF32"
+    assert found in DOCUMENT.replace("\n", " ")
+
+
+def test_the_document_says_what_network_cards_make_of_a_mesh():
+    def milliseconds(link_speed, mesh):
+        chip = dataclasses.replace(H100, link_speed=link_speed)
+        return 1000 * planning.step_seconds(chip, "bfloat16", 1, MILLION, 4096, 4096, mesh)
+
+    together, alone = milliseconds(8 * 50e9, (1, 1, 64)), milliseconds(50e9, (1, 8, 8))
+    document = DOCUMENT.replace("\n", " ")
+    assert f"would take {together:.0f} ms: one ring through all" in document
+    assert f"a step would take {alone:.0f} ms" in document
 
 
 def test_the_plan_makes_the_groups_that_the_document_says():

@@ -138,7 +138,8 @@ def messages(compiled, kinds="all-|collective-|reduce-scatter"):
 
 
 def costs(num_members, batch_size, d_in, width, *meshes):
-    """What a device computes in a step, and the numbers that devices add up, by mesh."""
+    """What a device computes in a step, the numbers that devices add up, and the bytes that the
+    epoch takes of each, by mesh."""
     num_members, *size = map(int, (num_members, batch_size, d_in, width))
     configs = members("topk", num_members, aux_coefficient=0.0, preset=None)
     found = {}
@@ -147,8 +148,16 @@ def costs(num_members, batch_size, d_in, width, *meshes):
         program = Program(configs[0].template, placement=placement)
         compiled = lowered(program, num_members, num_rest=0, size=size).compile()
         # XLA counts the body of the loop over steps once.
-        found[mesh] = compiled.cost_analysis()["flops"], messages(compiled, "all-reduce")
+        flops = compiled.cost_analysis()["flops"]
+        found[mesh] = flops, messages(compiled, "all-reduce"), memory_of(compiled)
     return found
+
+
+def memory_of(compiled):
+    """Bytes of a device that a program takes; what it is given up is not counted twice."""
+    memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + results
 
 
 def lowered(program, num_members, platform="cpu", num_rest=7, size=(BATCH_SIZE, D_IN, D_SAE)):
