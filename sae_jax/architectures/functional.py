@@ -1,6 +1,6 @@
 """An SAE as a function of its arrays, so that one traced program serves many members."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
 import jax
@@ -89,19 +89,15 @@ def folded(
       params, kept: what they trained and kept on normalized samples.
       x_norm, y_norm: mean `[D]` and scale `[D]` of samples and of targets.
     """
-    architecture = architecture_of(template)
-
-    def one(arrays: Arrays) -> Arrays:
-        return architecture.fold(arrays, template, *statistics)
-
-    statistics = (
-        jnp.asarray(x_norm.mean),
-        jnp.asarray(x_norm.scale[0]),
-        jnp.asarray(y_norm.mean),
-        jnp.asarray(y_norm.scale),
-    )
-    arrays = jax.jit(jax.vmap(one))(params | kept)
+    statistics = (x_norm.mean, x_norm.scale[0], y_norm.mean, y_norm.scale)
+    arrays = _folded(params | kept, *map(jnp.asarray, statistics), template=template)
     return {name: arrays[name] for name in params}, {name: arrays[name] for name in kept}
+
+
+@partial(jax.jit, static_argnames="template")
+def _folded(arrays: Arrays, *statistics: jax.Array, template: SAEConfig) -> Arrays:
+    fold = architecture_of(template).fold
+    return jax.vmap(lambda own: fold(own, template, *statistics))(arrays)
 
 
 @cache

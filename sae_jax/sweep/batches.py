@@ -90,7 +90,7 @@ class InMemory:
 
     def epoch(self, data_seed: int, epoch: int) -> Batches:
         """The batches of an epoch; equal seeds and epochs give equal batches."""
-        return _gathered(
+        return gathered(
             self._samples,
             jnp.uint32(data_seed),
             jnp.int32(epoch),
@@ -100,7 +100,7 @@ class InMemory:
 
 
 @partial(jax.jit, static_argnames=("batch_size", "placement"))
-def _gathered(
+def gathered(
     samples: Samples,
     data_seed: jax.Array,
     epoch: jax.Array,
@@ -108,6 +108,7 @@ def _gathered(
     batch_size: int,
     placement: Placement,
 ) -> Batches:
+    """The batches of an epoch, of samples `[n, D]` that lie whole on every device."""
     order = epoch_order(data_seed, epoch, len(samples.x))
     num_full = len(samples.x) // batch_size
     full, rest = jnp.split(order, [num_full * batch_size])

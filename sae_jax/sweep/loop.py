@@ -1,6 +1,7 @@
 """Training a sweep: plan, train each group epoch by epoch, score its members."""
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,8 +20,10 @@ from sae_jax.architectures.registry import architecture_of
 from sae_jax.architectures.training import Arrays, Hyperparameters
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.metrics.evaluate import evaluate_group
+from sae_jax.sweep.ahead import CompilingAhead, Needs
 from sae_jax.sweep.batches import BatchSource, InMemory
 from sae_jax.sweep.checkpoints import GroupCheckpoints, SweepCheckpoints
+from sae_jax.sweep.compilations import counted_compilations
 from sae_jax.sweep.events import Announcer, Callback
 from sae_jax.sweep.hyperparameters import hyperparameters
 from sae_jax.sweep.normalization import center_of, mean_and_scale
@@ -153,20 +156,16 @@ def train_sweep(
         writer = None
         if output is not None:
             writer = stack.enter_context(writing_sweep(output, overwrite=overwrite))
+        needs = [
+            _needs(group, configs, train_config, optimizer, placement, samples)
+            for group in plan.groups
+        ]
+        compilations = stack.enter_context(counted_compilations())
+        ahead = stack.enter_context(CompilingAhead(needs, compilations))
         for i, group in enumerate(plan.groups):
             if preempted is not None and preempted.is_set():
                 raise Preempted(f"stopped by SIGTERM after {i} of {len(plan.groups)} groups")
-            group_configs = [configs[member] for member in group.members]
-            program = Program(
-                template=group_configs[0].template,
-                optimizer=optimizer,
-                dtype=train_config.compute_dtype,
-                kernel=group.kernel,
-                k_max=group.k_max,
-                prefix_bounds=_prefix_bounds(group_configs),
-                sequential=group.sequential,
-                placement=placement,
-            )
+            group_configs, program = needs[i].configs, needs[i].program
             data_slice, template = group.data_slice, program.template
             streamed = group.steps_per_part is not None
             given = samples.normalized(data_slice, template.normalize, streamed=streamed)
@@ -175,6 +174,7 @@ def train_sweep(
             hyper = placement.spread(
                 hyperparameters(group_configs, train_config, num_samples, d_in, scale)
             )
+            ahead.await_programs(i, "training")
             params, kept, losses = _train_group(
                 group,
                 program,
@@ -195,6 +195,7 @@ def train_sweep(
                 params, kept = folded(template, params, kept, *norms)
             x_val, y_val = samples.val(data_slice, streamed=streamed)
             part_size = group.steps_per_part and group.steps_per_part * train_config.batch_size
+            ahead.await_programs(i, "scoring")
             scores = _scores(group, program, params, kept, hyper, x_val, y_val, part_size)
             scored = x_val if y_val is None else y_val
             severity: dict[str, float | int | np.ndarray] = {
@@ -211,6 +212,8 @@ def train_sweep(
                     members[member] = result
         if writer:
             writer.finish(train_config, data)
+    if progress:
+        print(compilations, file=sys.stderr)
     if output is not None:
         return SweepResult.load(output)
     return SweepResult([members[i] for i in range(len(configs))], train_config, data)
@@ -286,6 +289,30 @@ def _resolved(configs: Iterable[SAEConfig], samples: SweepSamples) -> list[SAECo
                 " twice, and intervals over them too narrow; expected members that differ"
             )
     return configs
+
+
+def _needs(
+    group: Group,
+    configs: Sequence[SAEConfig],
+    train_config: TrainConfig,
+    optimizer: Optimizer,
+    placement: Placement,
+    samples: SweepSamples,
+) -> Needs:
+    """What a group's programs depend on."""
+    of_group = [configs[member] for member in group.members]
+    program = Program(
+        template=of_group[0].template,
+        optimizer=optimizer,
+        dtype=train_config.compute_dtype,
+        kernel=group.kernel,
+        k_max=group.k_max,
+        prefix_bounds=_prefix_bounds(of_group),
+        sequential=group.sequential,
+        placement=placement,
+    )
+    sizes, num_val = samples.sizes[group.data_slice], samples.num_val[group.data_slice]
+    return Needs(group, program, of_group, train_config, sizes, num_val, samples.has_targets)
 
 
 def _identity(

@@ -169,17 +169,26 @@ class Placement:
         members = np.arange(len(jax.tree.leaves(tree)[0])).reshape(self.shape[0], -1)
         each = members.shape[1]
         at_once = min(at_once, each)
-
-        @jax.jit
-        def taken(tree: Any, first: jax.Array) -> Any:
-            def share(leaf: jax.Array) -> jax.Array:
-                return jax.lax.dynamic_slice_in_dim(leaf, first, at_once)
-
-            return self.on_each(partial(jax.tree.map, share))(tree)
-
         for start in range(0, each, at_once):
             first = min(start, each - at_once)
-            yield members[:, first : first + at_once].ravel(), taken(tree, first)
+            taken = share(tree, first, at_once=at_once, placement=self)
+            yield members[:, first : first + at_once].ravel(), taken
+
+    def spread_shapes(self, tree: Any, width: int | None = None) -> Any:
+        """Shapes of arrays of members, and where `spread` puts those that need no filling up."""
+
+        def placed(leaf: Any) -> jax.ShapeDtypeStruct:
+            sharding = self._sharding(*self._axes(leaf.shape, width))
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(placed, tree)
+
+    def put_shapes(self, tree: Any) -> Any:
+        """Shapes of arrays that `put` puts on every device."""
+        sharding = self._sharding()
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+        )
 
     @cached_property
     def _mesh(self) -> Mesh:
@@ -197,6 +206,16 @@ class Placement:
         """
         divides = len(shape) > 1 and shape[1] == width and width % self.shape[2] == 0
         return (MEMBERS, LATENTS) if divides else (MEMBERS,)
+
+
+@partial(jax.jit, static_argnames=("at_once", "placement"))
+def share(tree: Any, first: jax.Array | int, *, at_once: int, placement: Placement) -> Any:
+    """Of arrays of members, leading axis M, those of so many of each device from `first` on."""
+
+    def of_leaf(leaf: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(leaf, first, at_once)
+
+    return placement.on_each(partial(jax.tree.map, of_leaf))(tree)
 
 
 def _largest_divisor(number: int, up_to: int) -> int:

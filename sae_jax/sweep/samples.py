@@ -34,6 +34,8 @@ class SweepSamples:
 
     Attributes:
       sizes: number of training samples, width of a sample and of a target, by data slice.
+      num_val: number of validation samples, by data slice.
+      has_targets: whether there are targets beside the samples.
       offset_severity: norm of the training samples' mean over that of their standard deviations,
         by data slice: where it is above 1 latents die of the offset (Simon, Adams and Zou 2026,
         arXiv:2605.31518).
@@ -54,6 +56,8 @@ class SweepSamples:
             data_slice: (*shape, targets.d_in if targets else train.d_in)
             for data_slice, shape in train.shapes.items()
         }
+        self.num_val = {data_slice: rows for data_slice, (rows, _) in val.shapes.items()}
+        self.has_targets = targets is not None
         self.offset_severity = train.offset_severity
         self.constant = (val_targets or val).constant
         d_out = next(iter(self.sizes.values()))[2]

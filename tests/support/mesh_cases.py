@@ -202,6 +202,20 @@ def each_device():
     yield np.array_equal(*found)
 
 
+def compilations():
+    """How often each program of two groups is compiled, on any thread."""
+    names = ("init_group", "train_epoch", "group_sums", "group_metrics")
+    found = dict.fromkeys(names, 0)
+
+    def listen(event, _, fun_name="", **__):
+        for name in names:
+            found[name] += event.endswith("backend_compile_duration") and name in fun_name
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    trained([*members("topk"), *members("abs_topk")], "members:2,data:2,latents:2", epochs=1)
+    return found
+
+
 def default_meshes():
     """The axes that a sweep gets of eight devices, if it does not say."""
     for num_members, batch_size in [(1, 32), (3, 32), (8, 32), (20, 32), (1, 12), (1, 7)]:

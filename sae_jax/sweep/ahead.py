@@ -1,0 +1,161 @@
+"""Programs of groups, compiled on another thread before their group needs them.
+
+JAX keeps what it compiles for shapes, so that the call with arrays compiles nothing.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+
+from sae_jax.configs import SAEConfig, TrainConfig
+from sae_jax.metrics.evaluate import EVAL_BATCH_SIZE, group_metrics, group_sums
+from sae_jax.sweep.batches import Samples, gathered
+from sae_jax.sweep.compilations import Compilations
+from sae_jax.sweep.hyperparameters import hyperparameters
+from sae_jax.sweep.placement import share
+from sae_jax.sweep.plan import Group
+from sae_jax.sweep.step import Program, init_group, train_epoch
+
+Task = Literal["training", "scoring"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What the programs of a group depend on that trains on samples in memory.
+
+    Attributes:
+      group, program: the group, and what is static of its programs.
+      configs: configs of its members.
+      train_config: what they share.
+      sizes: number of training samples, width of a sample and of a target.
+      num_val: number of validation samples.
+      has_targets: whether there are targets beside the samples.
+    """
+
+    group: Group
+    program: Program
+    configs: Sequence[SAEConfig]
+    train_config: TrainConfig
+    sizes: tuple[int, int, int]
+    num_val: int
+    has_targets: bool
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        """Equal for groups that share their programs."""
+        group = self.group
+        of_group = len(group.members), group.width, group.scored_at_once
+        return (self.program, *of_group, self.sizes, self.num_val, self.has_targets)
+
+    def compile(self, task: Task) -> None:
+        """Compiles what the group trains with, or what it is scored with."""
+        program, width = self.program, self.group.width
+        num_samples, d_in, d_out = self.sizes
+        placement = program.placement
+        # Of the numbers only their shapes count.
+        hyper = placement.spread(
+            hyperparameters(self.configs, self.train_config, num_samples, d_in)
+        )
+        center = jax.ShapeDtypeStruct((d_out,), jnp.float32)
+        init = init_group.lower(hyper, center, program=program, d_in=d_in, width=width)
+        state = placement.spread_shapes(init.out_info, width)
+        if task == "training":
+            init.compile()
+            samples = placement.put_shapes(self._samples((num_samples,)))
+            numbers = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
+            batches = compiled(
+                gathered,
+                samples,
+                *numbers,
+                batch_size=self.train_config.batch_size,
+                placement=placement,
+            )
+            train_epoch.lower(state, hyper, batches, 0, program=program).compile()
+            return
+        each = placement.members_each(len(self.configs))
+        at_once = min(self.group.scored_at_once, each)
+        tree = state.params, state.kept, hyper
+        params, kept, hyper = compiled(share, tree, 0, at_once=at_once, placement=placement)
+        batch_size = min(EVAL_BATCH_SIZE, self.num_val)
+        batches = -(-self.num_val // batch_size), batch_size
+        mask = jax.ShapeDtypeStruct(batches, bool)
+        x, targets = self._samples(batches)
+        sums = compiled(
+            group_sums,
+            *(params, kept, hyper, x, mask, mask, targets, None),
+            template=program.template,
+        )
+        group_metrics.lower(params, hyper, sums).compile()
+
+    def _samples(self, rows: tuple[int, ...]) -> Samples:
+        _, d_in, d_out = self.sizes
+        x = jax.ShapeDtypeStruct((*rows, d_in), jnp.float32)
+        target = jax.ShapeDtypeStruct((*rows, d_out), jnp.float32)
+        return Samples(x, target if self.has_targets else None)
+
+
+def compiled(function: Any, *arguments: Any, **static: Any) -> Any:
+    """Compiles a jitted function for shapes; gives the shapes of what it returns, with devices."""
+    lowered = function.lower(*arguments, **static)
+    return jax.tree.map(
+        lambda leaf, on: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=on),
+        lowered.out_info,
+        lowered.compile().output_shardings,
+    )
+
+
+class CompilingAhead:
+    """Compiles the programs of groups in turn, on a thread beside the one that trains.
+
+    The thread that trains calls `await_programs` before it needs those of a group. It compiles what
+    has not been begun itself, so that it never waits for other groups' programs.
+    """
+
+    def __init__(self, needs: Sequence[Needs], compilations: Compilations):
+        """Begins.
+
+        Args:
+          needs: what each group needs. Those that stream samples are left to themselves, since
+            an epoch of theirs takes longer than compiling.
+          compilations: to which the time of waiting is added.
+        """
+        self._compilations = compilations
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="compiling")
+        self._futures: dict[tuple[int, Task], Future[None]] = {}
+        tasks: tuple[Task, Task] = ("training", "scoring")
+        begun = set()
+        for i, of in enumerate(needs):
+            if of.shapes in begun or of.group.steps_per_part is not None:
+                continue
+            begun.add(of.shapes)
+            # The first group trains at once, on the thread that would wait for it.
+            for task in tasks[i == 0 :]:
+                self._futures[i, task] = self._pool.submit(of.compile, task)
+
+    def await_programs(self, group: int, task: Task) -> None:
+        """Waits for the programs of a group if they are being compiled."""
+        future = self._futures.pop((group, task), None)
+        if future is None or future.cancel():
+            return
+        began = time.monotonic()
+        future.exception()  # Training fails of the same, in a place that says more.
+        self._compilations.waited += time.monotonic() - began
+
+    def __enter__(self) -> Self:
+        """Nothing more, since compiling has begun."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Drops what has not been compiled."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
