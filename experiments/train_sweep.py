@@ -8,10 +8,12 @@ Trains one SAE for each combination of the flags on slices of a store, and score
 Every field of `SAEConfig` is a flag, such as --architecture, --normalize and --target_l0, and
 takes several values. Writes the sweep, which `sae_jax.SweepResult.load` reads, and
 `results.csv`, one row a member; with --report also `page.html`, the sweep and its latents to
-look at. With --live it trains on what `extract_activations.py --window` extracts meanwhile, and
-validates on the store of --activations. Cost: about 5 s a member at d_sae near 600 for 6,000 samples
+look at. Cost: about 5 s a member at d_sae near 600 for 6,000 samples
 of width 576 on 2 CPU cores. Expected on SmolLM2-135M, layer 25, position 3 of GSM8K: 95.7 %
 explained variance at d_sae = 512, k = 50. A run that was stopped continues with --resume.
+
+With --live and --epochs=1 it trains on what `extract_activations.py --window` extracts meanwhile,
+and validates on the validation samples of --activations, a store of other problems.
 """
 
 import dataclasses
@@ -39,7 +41,7 @@ _ACTIVATIONS = flags.DEFINE_string("activations", None, "Folder of the store.", 
 _LIVE = flags.DEFINE_string(
     "live",
     None,
-    "Folder of a live store to train on, once: --epochs=1. Validates on that of --activations.",
+    "Folder of a live store to train on, with --epochs=1; --activations then validates.",
 )
 _LAYER = flags.DEFINE_list("layer", None, "Layers, comma-separated.", required=True)
 _POSITION = flags.DEFINE_list(
@@ -112,6 +114,8 @@ def run(output: Path, checkpoints: Path) -> None:
     splits = data_splits()
     train, val = [split.train for split in splits], [split.val for split in splits]
     if _LIVE.value is not None:
+        if _MAX_NORM_RATIO.value is not None:
+            raise ValueError("--max_norm_ratio leaves out rows, and --live trains on all of them")
         live = sae_jax.LiveStore.open(_LIVE.value)
         train = [live.select(part.layer, part.position) for part in train]
     configs = members(train)
@@ -164,7 +168,9 @@ def data_splits() -> list[sae_jax.Split]:
     return splits
 
 
-def members(train: list[sae_jax.Selection] | list[sae_jax.LiveSelection]) -> list[sae_jax.SAEConfig]:
+def members(
+    train: list[sae_jax.Selection] | list[sae_jax.LiveSelection],
+) -> list[sae_jax.SAEConfig]:
     """Every combination of the flags, on every data slice."""
     configs = [
         config

@@ -1,12 +1,10 @@
 """A sweep trains on activations while they are extracted, and they never all lie on the disk."""
 
-import json
+import dataclasses
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +23,7 @@ import sae_jax
 from sae_jax.activations import live as live_module
 from sae_jax.activations.locks import lock
 from sae_jax.activations.manifest import shard_file
-from sae_jax.activations.released import read_released
+from sae_jax.activations.released import read_released, write_released
 from sae_jax.activations.slices import slices_of
 from sae_jax.activations.writer import StoreWriter, write_store
 from sae_jax.extraction import extract as extract_module
@@ -72,7 +70,11 @@ def made(folder, **options):
         most = thread.submit(live_rows.make, folder, **options)
         while not most.done() and not (folder / "problems.jsonl").exists():
             time.sleep(0.01)
-        yield most
+        try:
+            yield most
+        except BaseException:
+            write_released(folder, len(ENDS))  # Or the thread would wait for room.
+            raise
 
 
 def train(folder, checkpoints, configs=CONFIGS, **options):
@@ -197,8 +199,7 @@ def test_a_finished_training_is_only_scored_again(tmp_path, whole):
 def test_a_dead_extraction_is_noticed_in_seconds_and_both_sides_go_on(tmp_path, whole, monkeypatch):
     monkeypatch.setattr(live_module, "_PATIENCE", 1.0)
     folder, checkpoints = tmp_path / "live", tmp_path / "checkpoints"
-    with made(folder, last=5) as most:
-        most.exception()
+    with made(folder, last=5):
         began = time.monotonic()
         missing = folder / shard_file(5)
         with pytest.raises(ValueError, match=f"{missing} is missing and no process extracts"):
@@ -207,3 +208,294 @@ def test_a_dead_extraction_is_noticed_in_seconds_and_both_sides_go_on(tmp_path, 
     with made(folder, resume=True) as most:
         assert_identical(train(folder, checkpoints), whole, but=["offset_severity"])
     assert most.result() <= 3 * WINDOW
+
+
+def started(program, *arguments):
+    paths = [Path(sae_jax.__file__).parents[1], SUPPORT, Path(__file__).parent]
+    return subprocess.Popen(
+        [sys.executable, *program, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
+    )
+
+
+TRAINER = """
+import sys
+from pathlib import Path
+import live_training_test
+folder, checkpoints, output = map(Path, sys.argv[1:])
+live_training_test.train(folder, checkpoints, output=output)
+"""
+
+
+@pytest.mark.slow
+def test_either_process_may_be_killed_and_both_go_on_exactly(tmp_path, whole):
+    folder, output = tmp_path / "live", tmp_path / "sweep"
+    processes = []
+
+    def extraction(*flags):
+        processes.append(started([SUPPORT / "live_rows.py"], folder, 0.2, *flags))
+        return processes[-1]
+
+    def training():
+        processes.append(started(["-c", TRAINER], folder, tmp_path / "checkpoints", output))
+        return processes[-1]
+
+    def wait_for(condition, process):
+        while not condition():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+
+    try:
+        extractor = extraction()
+        wait_for((folder / "problems.jsonl").exists, extractor)
+        trainer = training()
+        wait_for(lambda: read_released(folder) >= 2, trainer)
+        trainer.kill()
+        extractor.kill()
+        trainer.wait()
+        extractor.wait()
+        before = read_released(folder)
+        assert before < len(ENDS)
+        extractor, trainer = extraction("--resume"), training()
+        wait_for(lambda: read_released(folder) > before, trainer)
+        extractor.kill()
+        killed = time.monotonic()
+        _, errors = trainer.communicate(timeout=60)
+        assert time.monotonic() - killed < 30
+        assert "no process extracts to" in errors
+        extractor = extraction("--resume")
+        wait_for(lambda: lock_is_held(folder), extractor)
+        trainer = training()
+        _, errors = trainer.communicate(timeout=300)
+        assert trainer.returncode == 0, errors
+        most, errors = extractor.communicate(timeout=60)
+        assert int(most) <= 3 * WINDOW, errors
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert_identical(sae_jax.SweepResult.load(output), whole, but=["offset_severity"])
+
+
+def lock_is_held(folder):
+    try:
+        with lock(folder):
+            return False
+    except ValueError:
+        return True
+
+
+def test_preemption_stops_at_a_part_and_goes_on(tmp_path, whole):
+    train_epoch, calls = sae_jax.sweep.loop.train_epoch, []
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_epoch(*args, **kwargs)
+
+    folder, checkpoints = tmp_path / "live", tmp_path / "checkpoints"
+    with made(folder), mock.patch("sae_jax.sweep.loop.train_epoch", counted):
+        with pytest.raises(sae_jax.Preempted):
+            train(folder, checkpoints)
+        assert len(calls) == 8
+        result = train(folder, checkpoints)
+    parts_of_each = -(-(NUM_ROWS // BATCH_SIZE) // 2)
+    assert len(calls) == 3 * parts_of_each, "no part twice"
+    assert_identical(result, whole, but=["offset_severity"])
+
+
+def test_statistics_are_those_of_the_first_window(tmp_path):
+    """Also after it was trained on."""
+    folder = tmp_path / "live"
+    first = ROWS[1][: ENDS[0]]
+    with made(folder):
+        live = sae_jax.LiveStore.open(folder).select(1, "all")
+        samples = SweepSamples.of(live, first)
+        of_x = samples.normalized((1, "all"), "center_and_scale", streamed=True)
+        mean, scale = first.mean(axis=0), (first - first.mean(axis=0)).std()
+        np.testing.assert_allclose(of_x.x_norm.mean, mean, rtol=1e-5)
+        np.testing.assert_allclose(of_x.x_norm.scale, scale, rtol=1e-5)
+        np.testing.assert_allclose(of_x.x[np.arange(9)], (first[:9] - mean) / scale, atol=1e-5)
+        severity = np.linalg.norm(mean) / np.linalg.norm(first.std(axis=0))
+        assert samples.offset_severity[1, "all"] == pytest.approx(severity, rel=1e-5)
+        config = dataclasses.replace(
+            CONFIGS[0], normalize="center_and_scale", b_dec_init="geometric_median"
+        )
+        (member,) = train(folder, tmp_path / "checkpoints", [config]).members
+    assert read_released(folder) == len(ENDS)
+    samples = SweepSamples.of(live, first)
+    again = samples.normalized((1, "all"), "center_and_scale", streamed=True)
+    np.testing.assert_array_equal(again.x_norm.mean, of_x.x_norm.mean)
+    assert len(member.losses) == -(-NUM_ROWS // BATCH_SIZE)
+    # A mean predicts a centered and scaled sample with an error of 1.
+    assert 0.8 < member.losses[0] < 1.5
+    assert member.losses[-1] < member.losses[0]
+
+
+def test_layers_are_targets_and_lie_side_by_side(tmp_path):
+    with made(tmp_path / "live"):
+        live = sae_jax.LiveStore.open(tmp_path / "live")
+        one, two = (live.select(layer, "all") for layer in LAYERS)
+        both, val = sae_jax.side_by_side(one, two), np.hstack([VAL[1, "all"], VAL[2, "all"]])
+        result = sae_jax.train_sweep(
+            [sae_jax.SAEConfig(16, k=3)],
+            both,
+            val,
+            sae_jax.TrainConfig(1, 16, memory_budget=2**19),
+            targets=both,
+            val_targets=val,
+            target_weights=[1, 2],
+            checkpoint_dir=tmp_path / "checkpoints",
+            progress=False,
+        )
+    assert result.members[0].params["w_dec"].shape == (16, 2 * D_IN)
+    rows = np.array([700, 3])
+    with made(tmp_path / "again", last=14, window=14):
+        one, two = (
+            sae_jax.LiveStore.open(tmp_path / "again").select(layer, "all") for layer in LAYERS
+        )
+        expected = np.hstack([ROWS[1][rows], ROWS[2][rows]])
+        np.testing.assert_array_equal(sae_jax.side_by_side(one, two)[rows], expected)
+        with pytest.raises(ValueError, match="layers are not of one live store"):
+            sae_jax.side_by_side(one, live.select(2, "all"))
+        with pytest.raises(ValueError, match="train and targets are not of one live store"):
+            SweepSamples.of(one, VAL[1, "all"], ROWS[2], VAL[2, "all"])
+        with pytest.raises(ValueError, match="train is not all of one live store"):
+            slices_of([one, live.select(2, "all")], "train")
+
+
+def test_what_would_need_rows_twice_is_refused_before_any_work(tmp_path):
+    folder = tmp_path / "live"
+    with made(folder, last=2):
+        live = sae_jax.LiveStore.open(folder).select(1, "all")
+
+        def refused(match, *, val=VAL[1, "all"], checkpoint_dir="c", **fields):
+            fields = {"epochs": 1, "batch_size": BATCH_SIZE} | fields
+            with pytest.raises(ValueError, match=match):
+                sae_jax.train_sweep(
+                    [CONFIGS[0]],
+                    live,
+                    val,
+                    sae_jax.TrainConfig(**fields),
+                    checkpoint_dir=checkpoint_dir and tmp_path / checkpoint_dir,
+                    progress=False,
+                )
+
+        refused("epochs is 2; a live store is trained on once: epochs=1", epochs=2)
+        refused("stream is False; a live store is streamed", stream=False)
+        refused("checkpoint_dir is None; a live store needs one", checkpoint_dir=None)
+        refused("val is of a live store; expected samples that stay", val=live)
+        smallest = min(np.diff([0, *ENDS])[:-1])
+        batch_size = smallest // 2 + 1
+        refused(
+            f"window of the live store has {smallest} rows; expected two batches of {batch_size}",
+            batch_size=batch_size,
+        )
+        assert not (tmp_path / "c").exists()
+
+
+def test_a_live_store_is_opened_as_what_it_is(tmp_path):
+    x, problems = ROWS[1][:3], [Problem(f"p{i}", "?", "1", ()) for i in range(3)]
+    write_store(tmp_path / "whole", {(1, 0): x}, problems)
+    with pytest.raises(ValueError, match="is kept whole; ActivationStore.open reads it"):
+        sae_jax.LiveStore.open(tmp_path / "whole")
+    with made(tmp_path / "live", last=2) as most:
+        assert most.result() == 2
+    with pytest.raises(ValueError, match="is live, .*; LiveStore.open reads it"):
+        sae_jax.ActivationStore.open(tmp_path / "live")
+    with pytest.raises(ValueError, match="another window: 2 there, 3 now"):
+        live_rows.make(tmp_path / "live", resume=True, window=3)
+    with pytest.raises(ValueError, match="window is 0; it must be at least 1 shard"):
+        live_rows.plan_of(window=0)
+    live = sae_jax.LiveStore.open(tmp_path / "live")
+    assert (live.layers, live.positions) == (LAYERS, ("all",))
+    assert (live.d_in, live.num_rows, live.ends) == (D_IN, NUM_ROWS, tuple(ENDS))
+    assert live.parse_position("all") == "all"
+    with pytest.raises(ValueError, match="layer 3 is not in the store"):
+        live.select(3, "all")
+    with pytest.raises(ValueError, match=f"row {NUM_ROWS} is not in the store"):
+        live.read(1, "all", np.array([NUM_ROWS]))
+    np.testing.assert_array_equal(live.select(1, "all").matrix[5:50:2], ROWS[1][5:50:2])
+    (tmp_path / "live" / "released.json").write_text('{"num_windows": "all"}')
+    with pytest.raises(ValueError, match="released.json says 'all' windows; expected an integer"):
+        sae_jax.LiveStore.open(tmp_path / "live")
+
+
+def test_one_process_trains_on_a_live_store_and_it_is_not_replaced_meanwhile(tmp_path):
+    with made(tmp_path, last=4) as most:
+        assert most.result() == 4
+    one, other = (sae_jax.LiveStore.open(tmp_path) for _ in range(2))
+    with one.following():
+        with pytest.raises(ValueError, match="another process is writing to .*released.json"):
+            other.following().__enter__()
+        with lock(tmp_path), pytest.raises(ValueError, match=r"writing to .*released\.json"):
+            StoreWriter(tmp_path, PLAN).prepare(overwrite=True)
+        one.release(1)
+        with pytest.raises(ValueError, match=r"window 0 .* 1 of 7 windows were trained on"):
+            one.check_kept(ENDS[0] - 1)
+        one.check_kept(ENDS[0])
+        one.release(2)
+        with pytest.raises(ValueError, match=r"00002\.npy was removed after it was trained on"):
+            one.read(1, "all", np.array([ENDS[0]]))
+    assert StoreWriter(tmp_path, PLAN).missing_shards() == list(range(4, 14))
+    with lock(tmp_path):
+        StoreWriter(tmp_path, PLAN).prepare(overwrite=True)
+    assert sae_jax.LiveStore.open(tmp_path).num_released == 0
+
+
+def test_a_reader_that_waits_ends_with_training(tmp_path):
+    with made(tmp_path, last=4) as most:
+        assert most.result() == 4
+    live, failures = sae_jax.LiveStore.open(tmp_path), []
+
+    def read():
+        with pytest.raises(ValueError) as failure:
+            live.read(1, "all", np.array([NUM_ROWS - 1]))
+        failures.append(str(failure.value))
+
+    with lock(tmp_path):
+        reader = threading.Thread(target=read)
+        with live.following():
+            reader.start()
+            time.sleep(0.3)
+            assert reader.is_alive()
+        reader.join(5)
+    assert [failure.split(" while ")[0] for failure in failures] == ["training ended"]
+
+
+def test_a_language_model_is_read_while_a_sweep_trains(tmp_path, tiny_llama_folder, monkeypatch):
+    monkeypatch.setattr(extract_module, "_MAX_SHARD_SIZE", 8)
+    problems = [Problem(f"p{i}", f"How many are 1+{i}?", str(i), ("1+1=2",)) for i in range(60)]
+    model = load_model(tiny_llama_folder, device="cpu")
+    options = {"layers": [0, 2], "positions": [-1], "feedback": "none", "batch_size": 4}
+    whole = extract_module.extract(
+        problems, model, tmp_path / "whole", progress=False, **options
+    ).select(2, -1)
+    folder = tmp_path / "live"
+    with ThreadPoolExecutor(1) as thread:
+        extraction = thread.submit(
+            extract_module.extract, problems, model, folder, window=2, progress=False, **options
+        )
+        while not (folder / "problems.jsonl").exists() and not extraction.done():
+            time.sleep(0.01)
+        live = sae_jax.LiveStore.open(folder).select(2, -1)
+        seen = Streamed(live.matrix, 4, 3, Placement.default())
+        result = sae_jax.train_sweep(
+            [sae_jax.SAEConfig(8, k=2)],
+            live,
+            whole.split().val,
+            sae_jax.TrainConfig(1, batch_size=4),
+            checkpoint_dir=tmp_path / "checkpoints",
+            progress=False,
+        )
+        assert extraction.result().num_rows == 60
+    assert len(result.members[0].losses) == 15
+    assert np.isfinite(result.members[0].metrics["fvu"])
+    assert result.data["activations"] == str(tmp_path / "whole")
+    first = np.concatenate([np.asarray(p.full.x) for p in seen.parts(0, 0, 1)])
+    order = np.random.default_rng([0, 0]).permutation(16)[:12]
+    np.testing.assert_array_equal(first.reshape(12, -1), whole.activations[order])

@@ -114,7 +114,7 @@ def train_sweep(
       ValueError: if there are no members, or one twice; activations are not finite float
         arrays `[n, D]` of one width; a member's data slice is not among them, or does not
         fit memory; targets are of other numbers of rows, or a config cannot be a transcoder;
-        live samples are to be seen twice, or nobody extracts them;
+        live samples would be needed twice, or nobody extracts them;
         `data` is not JSON; `output` holds something; or the checkpoints are of
         another sweep or of other data.
       Preempted: after SIGTERM, when `checkpoint_dir` holds what is finished.

@@ -32,7 +32,10 @@ def shard_of(plan, shard):
 
 
 def make(folder, *, resume=False, pause=0.0, last=None, window=WINDOW):
-    """Writes shards as extraction does, up to one of them; gives the most that lay there at once."""
+    """Writes shards as extraction does, all or the first `last` of those missing.
+
+    Gives the largest number that lay there at once.
+    """
     writer, most = StoreWriter(folder, plan_of(window)), 0
     with lock(folder):
         writer.prepare(resume=resume)
