@@ -311,10 +311,10 @@ def test_preemption_stops_at_a_part_and_goes_on(tmp_path, whole):
 def test_statistics_are_those_of_the_first_window(tmp_path):
     """Also after it was trained on."""
     folder = tmp_path / "live"
-    first = ROWS[1][: ENDS[0]]
+    first, val = ROWS[1][: ENDS[0]], {(1, "all"): VAL[1, "all"]}
     with made(folder):
         live = sae_jax.LiveStore.open(folder).select(1, "all")
-        samples = SweepSamples.of(live, first)
+        samples = SweepSamples.of(live, val)
         of_x = samples.normalized((1, "all"), "center_and_scale", streamed=True)
         mean, scale = first.mean(axis=0), (first - first.mean(axis=0)).std()
         np.testing.assert_allclose(of_x.x_norm.mean, mean, rtol=1e-5)
@@ -327,7 +327,7 @@ def test_statistics_are_those_of_the_first_window(tmp_path):
         )
         (member,) = train(folder, tmp_path / "checkpoints", [config]).members
     assert read_released(folder) == len(ENDS)
-    samples = SweepSamples.of(live, first)
+    samples = SweepSamples.of(live, val)
     again = samples.normalized((1, "all"), "center_and_scale", streamed=True)
     np.testing.assert_array_equal(again.x_norm.mean, of_x.x_norm.mean)
     assert len(member.losses) == -(-NUM_ROWS // BATCH_SIZE)
@@ -355,16 +355,15 @@ def test_layers_are_targets_and_lie_side_by_side(tmp_path):
     assert result.members[0].params["w_dec"].shape == (16, 2 * D_IN)
     rows = np.array([700, 3])
     with made(tmp_path / "again", last=14, window=14):
-        one, two = (
-            sae_jax.LiveStore.open(tmp_path / "again").select(layer, "all") for layer in LAYERS
-        )
+        again = sae_jax.LiveStore.open(tmp_path / "again")
+        one, two = (again.select(layer, "all") for layer in LAYERS)
         expected = np.hstack([ROWS[1][rows], ROWS[2][rows]])
         np.testing.assert_array_equal(sae_jax.side_by_side(one, two)[rows], expected)
-        with pytest.raises(ValueError, match="layers are not of one live store"):
+        with pytest.raises(ValueError, match="layers are not all of one LiveStore"):
             sae_jax.side_by_side(one, live.select(2, "all"))
-        with pytest.raises(ValueError, match="train and targets are not of one live store"):
-            SweepSamples.of(one, VAL[1, "all"], ROWS[2], VAL[2, "all"])
-        with pytest.raises(ValueError, match="train is not all of one live store"):
+        with pytest.raises(ValueError, match="train and targets are not of one LiveStore"):
+            SweepSamples.of(one, {(1, "all"): val[:, :D_IN]}, ROWS[2], val[:, D_IN:])
+        with pytest.raises(ValueError, match="train is not all of one LiveStore"):
             slices_of([one, live.select(2, "all")], "train")
 
 
@@ -374,6 +373,7 @@ def test_what_would_need_rows_twice_is_refused_before_any_work(tmp_path):
         live = sae_jax.LiveStore.open(folder).select(1, "all")
 
         def refused(match, *, val=VAL[1, "all"], checkpoint_dir="c", **fields):
+            val = {(1, "all"): val} if isinstance(val, np.ndarray) else val
             fields = {"epochs": 1, "batch_size": BATCH_SIZE} | fields
             with pytest.raises(ValueError, match=match):
                 sae_jax.train_sweep(
@@ -395,6 +395,8 @@ def test_what_would_need_rows_twice_is_refused_before_any_work(tmp_path):
             f"window of the live store has {smallest} rows; expected two batches of {batch_size}",
             batch_size=batch_size,
         )
+        with mock.patch("jax.process_count", lambda: 2):
+            refused("2 processes train; a live store is trained on by one")
         assert not (tmp_path / "c").exists()
 
 
@@ -483,7 +485,8 @@ def test_a_language_model_is_read_while_a_sweep_trains(tmp_path, tiny_llama_fold
         while not (folder / "problems.jsonl").exists() and not extraction.done():
             time.sleep(0.01)
         live = sae_jax.LiveStore.open(folder).select(2, -1)
-        seen = Streamed(live.matrix, 4, 3, Placement.default())
+        source = Streamed(live.matrix, 4, 3, Placement.default())
+        seen = [np.asarray(part.full.x).reshape(1, 12, -1) for part in source.parts(0, 0, 1)]
         result = sae_jax.train_sweep(
             [sae_jax.SAEConfig(8, k=2)],
             live,
@@ -496,6 +499,6 @@ def test_a_language_model_is_read_while_a_sweep_trains(tmp_path, tiny_llama_fold
     assert len(result.members[0].losses) == 15
     assert np.isfinite(result.members[0].metrics["fvu"])
     assert result.data["activations"] == str(tmp_path / "whole")
-    first = np.concatenate([np.asarray(p.full.x) for p in seen.parts(0, 0, 1)])
+    (first,) = np.concatenate(seen)
     order = np.random.default_rng([0, 0]).permutation(16)[:12]
-    np.testing.assert_array_equal(first.reshape(12, -1), whole.activations[order])
+    np.testing.assert_array_equal(first, whole.activations[order])

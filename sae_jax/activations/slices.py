@@ -64,7 +64,7 @@ class Slices(Mapping[DataSlice, Matrix]):
             )
         lives = {live_of(x) for x in self._matrices.values()}
         if len(lives) > 1:
-            raise ValueError(f"{name} is not all of one live store; expected all or nothing of it")
+            raise ValueError(f"{name} is not all of one LiveStore; expected all or nothing of it")
         self.live: Live | None = lives.pop()
 
     def __getitem__(self, data_slice: DataSlice) -> Matrix:

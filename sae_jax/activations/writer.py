@@ -174,7 +174,9 @@ class StoreWriter:
             self._write_manifest(manifest)
         (self.path / SHARDS_NAME).mkdir(exist_ok=True)
         for leftover in self.path.rglob(f"*{TEMPORARY}"):
-            leftover.unlink()
+            # A process that trains on a live store may just be writing this one.
+            if leftover.name != RELEASED_NAME + TEMPORARY:
+                leftover.unlink()
         write_text(self.path / PROBLEMS_NAME, to_jsonl(self.plan.problems))
 
     def missing_shards(self) -> list[int]:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
+import jax
 import numpy as np
 
 from sae_jax.activations.live import LiveSelection
@@ -92,7 +93,7 @@ class SweepSamples:
         y_train = _fitting(slices_of(targets, "targets"), x_train, "targets", "train")
         y_val = _fitting(slices_of(val_targets, "val_targets"), x_val, "val_targets", "val")
         if y_train.live is not x_train.live:
-            raise ValueError("train and targets are not of one live store; expected both or none")
+            raise ValueError("train and targets are not of one LiveStore; expected both or none")
         if y_train.d_in != y_val.d_in:
             raise ValueError(f"targets has width {y_train.d_in}, val_targets {y_val.d_in}")
         return cls(x_train, x_val, y_train, y_val, target_weights)
@@ -161,10 +162,13 @@ class SweepSamples:
         """Refuses live samples where some would be needed again after they are gone.
 
         Raises:
-          ValueError: if there are no checkpoints, or samples to validate on are live.
+          ValueError: if there are no checkpoints, samples to validate on are live, or several
+            processes train.
         """
         if self.live is None:
             return
+        if (num_processes := jax.process_count()) > 1:
+            raise ValueError(f"{num_processes} processes train; a live store is trained on by one")
         if checkpoint_dir is None:
             raise ValueError(
                 "checkpoint_dir is None; a live store needs one, since what was trained on is"
@@ -244,7 +248,7 @@ def side_by_side(*layers: np.ndarray | Selection | LiveSelection) -> np.ndarray 
             f"{len(parts)} of {len(layers)} layers are selections; expected all of them"
         )
     if len({part.live for part in parts}) > 1:
-        raise ValueError("layers are not of one live store; expected all or none of them")
+        raise ValueError("layers are not all of one LiveStore; expected all or none of them")
     return OnDemand(
         (rows[0], sum(part.shape[1] for part in parts)),
         lambda rows: np.concatenate([part[rows] for part in parts], axis=1),
