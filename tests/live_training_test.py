@@ -30,6 +30,7 @@ from sae_jax.extraction import extract as extract_module
 from sae_jax.extraction.models import load_model
 from sae_jax.problems import Problem
 from sae_jax.sweep.batches import WindowedOrder
+from sae_jax.sweep.normalization import center_of
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.samples import SweepSamples
 from sae_jax.sweep.streamed import Streamed
@@ -322,9 +323,9 @@ def test_statistics_are_those_of_the_first_window(tmp_path):
         np.testing.assert_allclose(of_x.x[np.arange(9)], (first[:9] - mean) / scale, atol=1e-5)
         severity = np.linalg.norm(mean) / np.linalg.norm(first.std(axis=0))
         assert samples.offset_severity[1, "all"] == pytest.approx(severity, rel=1e-5)
-        config = dataclasses.replace(
-            CONFIGS[0], normalize="center_and_scale", b_dec_init="geometric_median"
-        )
+        median = center_of(live.matrix, "geometric_median")
+        np.testing.assert_array_equal(median, center_of(first, "geometric_median"))
+        config = dataclasses.replace(CONFIGS[0], normalize="center_and_scale")
         (member,) = train(folder, tmp_path / "checkpoints", [config]).members
     assert read_released(folder) == len(ENDS)
     samples = SweepSamples.of(live, val)
