@@ -19,6 +19,10 @@ tokens of the prompt, `--positions=all` at every token of the question; the scri
 the store take the same words for their `--position`. Many GPUs: put
 `torchrun --nproc_per_node=8` in the place of `python`.
 
+With --window=8 nothing has to fit the disk: `train_sweep.py --live` trains on the store meanwhile,
+and removes what it is done with. Shards come in windows of so many, and three windows are there at
+most: the first, the one that is trained on, and the next.
+
 A stopped run continues with --resume, if weights, tokenizer, prompts and settings are the same:
 the store keeps their sha256. A store that was begun before it kept them is not continued, but a
 finished one can still be read. A chat template that prints today's date prints 26 Jul 2024
@@ -74,6 +78,12 @@ _STORAGE_DTYPE = flags.DEFINE_enum("storage_dtype", "float16", STORAGE_DTYPES, "
 _OUTPUT = flags.DEFINE_string("output", None, "Folder of the store.")
 _RESUME = flags.DEFINE_bool("resume", False, "Continue a run that was stopped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a store that is there.")
+_WINDOW = flags.DEFINE_integer(
+    "window",
+    None,
+    "Make a live store of windows of so many shards, to train on meanwhile; whole if unset.",
+    lower_bound=1,
+)
 _EVALUATE = flags.DEFINE_bool(
     "evaluate", False, "Instead, answer the problems and print the accuracy."
 )
@@ -113,6 +123,7 @@ def _run() -> None:
         storage_dtype=_STORAGE_DTYPE.value,
         resume=_RESUME.value,
         overwrite=_OVERWRITE.value,
+        window=_WINDOW.value,
     )
     print(
         f"{store.path}: {store.num_rows} rows of {store.d_in} values at "

@@ -11,6 +11,9 @@ takes several values. Writes the sweep, which `sae_jax.SweepResult.load` reads, 
 look at. Cost: about 5 s a member at d_sae near 600 for 6,000 samples
 of width 576 on 2 CPU cores. Expected on SmolLM2-135M, layer 25, position 3 of GSM8K: 95.7 %
 explained variance at d_sae = 512, k = 50. A run that was stopped continues with --resume.
+
+With --live and --epochs=1 it trains on what `extract_activations.py --window` extracts meanwhile,
+and validates on the validation samples of --activations, a store of other problems.
 """
 
 import dataclasses
@@ -35,6 +38,11 @@ from sae_jax.sweep.result import check_free
 from sae_jax.sweep.tensorboard import log_to
 
 _ACTIVATIONS = flags.DEFINE_string("activations", None, "Folder of the store.", required=True)
+_LIVE = flags.DEFINE_string(
+    "live",
+    None,
+    "Folder of a live store to train on, with --epochs=1; --activations then validates.",
+)
 _LAYER = flags.DEFINE_list("layer", None, "Layers, comma-separated.", required=True)
 _POSITION = flags.DEFINE_list(
     "position",
@@ -105,6 +113,11 @@ def run(output: Path, checkpoints: Path) -> None:
         check_free(checkpoints, _OVERWRITE.value)
     splits = data_splits()
     train, val = [split.train for split in splits], [split.val for split in splits]
+    if _LIVE.value is not None:
+        if _MAX_NORM_RATIO.value is not None:
+            raise ValueError("--max_norm_ratio leaves out rows, and --live trains on all of them")
+        live = sae_jax.LiveStore.open(_LIVE.value)
+        train = [live.select(part.layer, part.position) for part in train]
     configs = members(train)
     train_config = sae_jax.TrainConfig(
         epochs=_EPOCHS.value,
@@ -155,7 +168,9 @@ def data_splits() -> list[sae_jax.Split]:
     return splits
 
 
-def members(train: list[sae_jax.Selection]) -> list[sae_jax.SAEConfig]:
+def members(
+    train: list[sae_jax.Selection] | list[sae_jax.LiveSelection],
+) -> list[sae_jax.SAEConfig]:
     """Every combination of the flags, on every data slice."""
     configs = [
         config

@@ -18,6 +18,7 @@ import importlib
 from types import ModuleType
 
 from sae_jax import formats
+from sae_jax.activations.live import LiveSelection, LiveStore
 from sae_jax.activations.selection import Selection, Split
 from sae_jax.activations.store import ActivationStore
 from sae_jax.architectures.base import SAE
@@ -37,6 +38,8 @@ __all__ = [
     "ActivationStore",
     "Event",
     "JumpReLUSAE",
+    "LiveSelection",
+    "LiveStore",
     "Preempted",
     "SAEConfig",
     "Selection",

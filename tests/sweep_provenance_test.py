@@ -45,7 +45,7 @@ def test_selections_describe_themselves(folders):
     np.testing.assert_array_equal(found.val.rows, split.val.rows)
     np.testing.assert_array_equal(found.train.rows, split.train.rows)
     assert (found.val.layer, found.val.position) == (2, 3)
-    assert described(np.ones((3, 2), np.float32)) == {}
+    assert described(*[np.ones((3, 2), np.float32)] * 2) == {}
 
 
 def test_both_move_together_or_one_alone(folders):
@@ -103,7 +103,7 @@ def test_rows_of_extreme_norm_stay_out_of_both_sides(tmp_path):
     assert set(kept.val.rows) == set(split.val.rows) - {7, 30}
     # 40 times the median is the largest norm that 40 allows.
     assert len(split.within_norm(40).train) == len(split.train)
-    data = described(kept.train)
+    data = described(kept.train, kept.val)
     found = samples_of(data, tmp_path, (0, 0))
     np.testing.assert_array_equal(found.val.rows, kept.val.rows)
     with pytest.raises(ValueError, match="max_norm_ratio is 0.5; allowed is 1 or more"):

@@ -6,6 +6,7 @@ that ends; a file left behind by a killed process locks nothing.
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,18 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
         yield
 
 
+def is_locked(folder: str | os.PathLike) -> bool:
+    """Whether a process holds a folder by `lock`."""
+    try:
+        with (Path(folder) / LOCK_NAME).open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
 @contextmanager
 def lock_beside(path: str | os.PathLike) -> Iterator[None]:
     """Holds a path by a file `.NAME.lock` beside it until the block ends.
@@ -45,11 +58,16 @@ def lock_beside(path: str | os.PathLike) -> Iterator[None]:
 def _held(file: Path, what: Path) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     is_held = False
+    num_tries = 3
     while not is_held:
         with file.open("ab") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
+                num_tries -= 1
+                if num_tries:
+                    time.sleep(0.01)  # Who asks `is_locked` holds the file for an instant.
+                    continue
                 raise ValueError(f"another process is writing to {what}") from error
             # The holder before may have removed the file between our opening and locking it.
             is_held = _is_at(stream.fileno(), file)

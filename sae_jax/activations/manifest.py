@@ -111,7 +111,8 @@ _KEYS = {
 
 
 def _check(manifest: dict[str, Any]) -> None:
-    _check_keys(manifest, _KEYS)
+    # Live stores alone have a window.
+    _check_keys(manifest, _KEYS | ({"window": "an integer"} if "window" in manifest else {}))
     _check_keys(manifest["problems"], _FILE_KEYS, "problems.")
     # Shards have no checksum before they are all there.
     shard_keys = _SHARD_KEYS | (_FILE_KEYS if manifest["finished"] else {})

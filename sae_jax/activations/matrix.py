@@ -1,6 +1,7 @@
 """Samples that are read by parts: arrays in memory, and what is read like one."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,20 +21,52 @@ class Matrix(Protocol):
         """Some of the rows, in the order asked for, float32 `[len(rows), D]`."""
 
 
+class Live(Protocol):
+    """Rows that come in windows and go once they are trained on; see `LiveStore`."""
+
+    ends: tuple[int, ...]
+    num_released: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 of what decides the rows and their order."""
+
+    def following(self) -> AbstractContextManager[None]:
+        """Holds the rows against others that train on them."""
+
+    def check_kept(self, row: int) -> None:
+        """Refuses a start at a row that is gone."""
+
+    def release(self, num_windows: int) -> None:
+        """Lets the first windows go."""
+
+
 class OnDemand:
-    """A matrix whose rows are read when they are asked for, and not kept."""
+    """A matrix whose rows are read when they are asked for, and not kept.
+
+    Attributes:
+      shape: (n, D).
+      live: where the rows come from, if they come while training goes on.
+    """
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, shape: tuple[int, int], read: Callable[[slice | np.ndarray], np.ndarray]):
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        read: Callable[[slice | np.ndarray], np.ndarray],
+        live: Live | None = None,
+    ):
         """Reads nothing.
 
         Args:
           shape: (n, D).
           read: gives some of the rows, float32 `[len(rows), D]`.
+          live: where the rows come from, if they come while training goes on.
         """
         self.shape = shape
         self._read = read
+        self.live = live
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -43,6 +76,17 @@ class OnDemand:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
+
+
+def live_of(x: Matrix) -> Live | None:
+    """Where the rows of samples come from, if they come while training goes on."""
+    return x.live if isinstance(x, OnDemand) else None
+
+
+def measured(x: Matrix) -> Matrix:
+    """The samples that statistics are of: all, or of live ones the first window, which stays."""
+    live = live_of(x)
+    return x if live is None else OnDemand((live.ends[0], x.shape[1]), x.__getitem__)
 
 
 def blocks(x: Matrix) -> Iterator[np.ndarray]:

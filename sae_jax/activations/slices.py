@@ -9,7 +9,8 @@ from typing import Any, Self
 import numpy as np
 
 from sae_jax.activations.arrays import as_float32
-from sae_jax.activations.matrix import Matrix, OnDemand, blocks
+from sae_jax.activations.live import LiveSelection, LiveStore
+from sae_jax.activations.matrix import Live, Matrix, OnDemand, blocks, live_of, measured
 from sae_jax.activations.selection import Position, Selection, Split
 from sae_jax.activations.store import ActivationStore
 
@@ -17,7 +18,12 @@ DataSlice = tuple[int | None, Position | None]
 """(layer, position), or (None, None) for an array that says neither."""
 
 ActivationData = (
-    np.ndarray | OnDemand | Selection | Sequence[Selection] | Mapping[DataSlice, np.ndarray]
+    np.ndarray
+    | OnDemand
+    | Selection
+    | LiveSelection
+    | Sequence[Selection | LiveSelection]
+    | Mapping[DataSlice, np.ndarray]
 )
 
 
@@ -31,6 +37,8 @@ class Slices(Mapping[DataSlice, Matrix]):
       shapes: (n, D) of each slice.
       offset_severity: norm of each slice's mean over that of its standard deviations.
       constant: the slices whose rows are all equal, so that there is no variance to explain.
+      live: where the rows come from, if they come while training goes on. Values and statistics
+        are then those of the first window; extraction checks the others.
     """
 
     def __init__(self, sources: Mapping[DataSlice, Any], name: str):
@@ -47,13 +55,17 @@ class Slices(Mapping[DataSlice, Matrix]):
             of = f"{name}{of_slice(data_slice)}"
             self._matrices[data_slice] = x = _matrix(source, of)
             self.shapes[data_slice] = x.shape[0], x.shape[1]
-            is_constant, self.offset_severity[data_slice] = _checked(x, of)
+            is_constant, self.offset_severity[data_slice] = _checked(measured(x), of)
             if is_constant:
                 self.constant.append(data_slice)
         if len(widths := {d_in for _, d_in in self.shapes.values()}) > 1:
             raise ValueError(
                 f"{name} mixes activations of widths {sorted(widths)}; expected one width"
             )
+        lives = {live_of(x) for x in self._matrices.values()}
+        if len(lives) > 1:
+            raise ValueError(f"{name} is not all of one LiveStore; expected all or nothing of it")
+        self.live: Live | None = lives.pop()
 
     def __getitem__(self, data_slice: DataSlice) -> Matrix:
         return self._matrices[data_slice]
@@ -167,9 +179,11 @@ def slices_of(data: ActivationData, name: str) -> Slices:
 def _unchecked_slices(data: ActivationData) -> Iterator[tuple[Any, Any]]:
     if isinstance(data, Mapping):
         yield from data.items()
-    elif isinstance(data, Selection):
+    elif isinstance(data, Selection | LiveSelection):
         yield (data.layer, data.position), data
-    elif isinstance(data, Sequence) and all(isinstance(part, Selection) for part in data):
+    elif isinstance(data, Sequence) and all(
+        isinstance(part, Selection | LiveSelection) for part in data
+    ):
         yield from (((part.layer, part.position), part) for part in data)
     else:
         yield (None, None), data
@@ -183,12 +197,12 @@ def of_slice(data_slice: DataSlice) -> str:
 
 def _matrix(source: Any, name: str) -> Matrix:
     """What is passed or selected, if it may be samples, as float32 once it is read."""
-    if isinstance(source, (str, Path, ActivationStore, Split)):
+    if isinstance(source, (str, Path, ActivationStore, LiveStore, Split)):
         raise ValueError(
             f"{name} is a {type(source).__name__}; expected a float array [n, d_in] or a selection,"
             " as store.select(layer=..., position=...).split().train"
         )
-    if isinstance(source, Selection):
+    if isinstance(source, Selection | LiveSelection):
         return source.matrix
     if isinstance(source, OnDemand):
         return source

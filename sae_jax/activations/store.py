@@ -14,6 +14,7 @@ import hashlib
 import json
 import mmap
 import os
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -55,6 +56,7 @@ class ActivationStore:
         self.positions: tuple[Position, ...] = tuple(manifest["positions"])
         self.problems = list(problems)
         self._offsets: dict[int, int] = {}  # Bytes before the activations, by shard.
+        self._parsing = threading.Lock()
         self._ends = np.cumsum([shard["shape"][2] for shard in manifest["shards"]])
 
     @classmethod
@@ -69,6 +71,11 @@ class ActivationStore:
         """
         root = Path(path)
         manifest = read_manifest(root)
+        if "window" in manifest:
+            raise ValueError(
+                f"the store at {root} is live, and its shards go once they are trained on;"
+                " LiveStore.open reads it"
+            )
         if not manifest["finished"]:
             raise ValueError(
                 f"the store at {root} is unfinished; run its extraction again with --resume"
@@ -137,9 +144,17 @@ class ActivationStore:
         Raises:
           ValueError: if the store has no such layer or position; the error lists those there are.
         """
+        self.check_slice(layer, position)
+        return Selection(self, layer, position, np.arange(self.num_rows))
+
+    def check_slice(self, layer: int, position: Position) -> None:
+        """Refuses a (layer, position) that the store does not have.
+
+        Raises:
+          ValueError: if there is no such layer or position; the error lists those there are.
+        """
         self._index("layer", layer, self.layers)
         self._index("position", position, self.positions)
-        return Selection(self, layer, position, np.arange(self.num_rows))
 
     def read(self, layer: int, position: Position, rows: np.ndarray) -> np.ndarray:
         """Reads rows of a slice, in the order asked for: float32 `[len(rows), d_in]`.
@@ -200,13 +215,14 @@ class ActivationStore:
     def _mapped(self, shard: int) -> np.memmap:
         """Maps a shard into memory, and checks its header the first time.
 
-        Not again, in the threads of readers: the parser that NumPy uses for it may fail in several
-        at once (Python 3.11, "AST constructor recursion depth mismatch").
+        One thread at a time: the parser that NumPy uses for it may fail in several at once
+        (Python 3.11, "AST constructor recursion depth mismatch").
         """
         file, shape = self.path / shard_file(shard), self.manifest["shards"][shard]["shape"]
         dtype = self.manifest["dtype"]
-        if shard not in self._offsets:
-            self._offsets[shard] = open_shard(file, shape, dtype).offset
+        with self._parsing:
+            if shard not in self._offsets:
+                self._offsets[shard] = open_shard(file, shape, dtype).offset
         return np.memmap(file, dtype, "r", self._offsets[shard], tuple(shape))
 
     def _index(self, kind: str, value: Position, stored: tuple[Position, ...]) -> int:

@@ -9,6 +9,7 @@ finished mark come last.
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 
 from sae_jax.activations.arrays import as_float32
 from sae_jax.activations.durable import TEMPORARY, write_text, write_whole
-from sae_jax.activations.locks import LOCK_NAME, lock
+from sae_jax.activations.locks import LOCK_NAME, lock, lock_beside
 from sae_jax.activations.manifest import (
     MANIFEST_NAME,
     PROBLEMS_NAME,
@@ -29,9 +30,13 @@ from sae_jax.activations.manifest import (
     read_manifest,
     shard_file,
 )
+from sae_jax.activations.released import MAX_WINDOWS, RELEASED_NAME, read_released
 from sae_jax.activations.selection import Position
 from sae_jax.activations.store import ActivationStore, open_shard
 from sae_jax.problems import Problem, to_jsonl
+
+# Seconds between two looks whether a live store has room.
+_INTERVAL = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,12 @@ class StorePlan:
       dtype: dtype of the shards, "float16" or "float32".
       shard_size: number of problems whose rows a shard holds.
       rows_per_problem: number of rows of each problem, where that is not one.
+      window: number of shards in a window of a live store, which `LiveStore` reads; `None` for a
+        store that is kept whole.
 
     Raises:
       ValueError: if the plan is of no layer, position or problem, names one twice or not by a
-        plain value, or has another dtype or shard size.
+        plain value, or has another dtype, shard size or window.
     """
 
     model: str
@@ -63,6 +70,7 @@ class StorePlan:
     dtype: str = "float16"
     shard_size: int = 512
     rows_per_problem: Sequence[int] | None = None
+    window: int | None = None
 
     def __post_init__(self):
         if self.dtype not in STORAGE_DTYPES:
@@ -84,6 +92,8 @@ class StorePlan:
                 raise ValueError(f"a store needs at least one of its {name}")
         if self.shard_size < 1:
             raise ValueError(f"shard_size is {self.shard_size}; it must be at least 1")
+        if self.window is not None and not (_is_integer(self.window) and self.window >= 1):
+            raise ValueError(f"window is {self.window!r}; it must be at least 1 shard, or None")
 
     @property
     def num_shards(self) -> int:
@@ -104,7 +114,8 @@ class StorePlan:
     def manifest(self) -> dict[str, Any]:
         """Returns the manifest of the store before its first shard."""
         problems = to_jsonl(self.problems).encode()
-        return {
+        live = {} if self.window is None else {"window": int(self.window)}
+        return live | {
             "schema_version": SCHEMA_VERSION,
             "finished": False,
             "model": self.model,
@@ -163,13 +174,27 @@ class StoreWriter:
             self._write_manifest(manifest)
         (self.path / SHARDS_NAME).mkdir(exist_ok=True)
         for leftover in self.path.rglob(f"*{TEMPORARY}"):
-            leftover.unlink()
+            # A process that trains on a live store may just be writing this one.
+            if leftover.name != RELEASED_NAME + TEMPORARY:
+                leftover.unlink()
         write_text(self.path / PROBLEMS_NAME, to_jsonl(self.plan.problems))
 
     def missing_shards(self) -> list[int]:
-        """Returns the indices of the shards that are still to be written."""
-        indices = range(self.plan.num_shards)
+        """Returns the indices of the shards that are still to be written.
+
+        Of a live store those that were trained on are not, but for the first window.
+        """
+        window = self.plan.window or 0
+        first = read_released(self.path) * window if window else 0
+        indices = [i for i in range(self.plan.num_shards) if i < window or i >= first]
         return [i for i in indices if not (self.path / shard_file(i)).exists()]
+
+    def wait_for_room(self, shard: int) -> None:
+        """Waits until a live store has room for a shard: until those before were trained on."""
+        while self.plan.window and shard >= self.plan.window * (
+            read_released(self.path) + MAX_WINDOWS
+        ):
+            time.sleep(_INTERVAL)
 
     def write_shard(self, shard: int, activations: np.ndarray) -> None:
         """Writes one shard, cast to the plan's dtype.
@@ -311,10 +336,12 @@ def _remove_store(root: Path) -> None:
     if not (root / MANIFEST_NAME).exists():
         return
     read_manifest(root)
-    # The manifest goes last: until then the folder is known as a store that may be replaced.
-    for shard in (root / SHARDS_NAME).glob("*.npy*"):
-        shard.unlink()
-    if (root / SHARDS_NAME).exists():
-        (root / SHARDS_NAME).rmdir()
-    (root / PROBLEMS_NAME).unlink(missing_ok=True)
-    (root / MANIFEST_NAME).unlink()
+    with lock_beside(root / RELEASED_NAME):  # Not while a process trains on a live store.
+        # The manifest goes last: until then the folder is known as a store that may be replaced.
+        for shard in (root / SHARDS_NAME).glob("*.npy*"):
+            shard.unlink()
+        if (root / SHARDS_NAME).exists():
+            (root / SHARDS_NAME).rmdir()
+        (root / RELEASED_NAME).unlink(missing_ok=True)
+        (root / PROBLEMS_NAME).unlink(missing_ok=True)
+        (root / MANIFEST_NAME).unlink()

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from sae_jax.activations.live import LiveStore
 from sae_jax.activations.selection import Position
 from sae_jax.activations.store import ActivationStore
 from sae_jax.activations.writer import StorePlan, StoreWriter, lock
@@ -48,8 +49,9 @@ def extract(
     storage_dtype: str = "float16",
     resume: bool = False,
     overwrite: bool = False,
+    window: int | None = None,
     progress: bool = True,
-) -> ActivationStore:
+) -> ActivationStore | LiveStore:
     """Extracts activations of every problem into a store.
 
     A run that was stopped, by whatever, continues with `resume` and ends with the same bytes.
@@ -71,6 +73,9 @@ def extract(
       storage_dtype: dtype of the store, "float16" or "float32".
       resume: whether to continue a store of the same plan, or reuse a finished one.
       overwrite: whether to replace a store that is there.
+      window: number of shards in a window of a live store, which another process trains on and
+        removes meanwhile; `None` for a store that is kept whole. Extraction waits where it is two
+        windows ahead of what was trained on.
       progress: whether to show a progress bar.
 
     Raises:
@@ -111,6 +116,7 @@ def extract(
         dtype=storage_dtype,
         shard_size=max(num_batches, 1) * batch_size,
         rows_per_problem=counts if all_tokens else None,
+        window=window,
     )
 
     def read(batch: list[int]) -> np.ndarray:
@@ -142,6 +148,7 @@ def extract(
             disable=not progress or rank > 0,
         ) as bar:
             for shard in shards:
+                writer.wait_for_room(shard)
                 activations = np.empty(plan.shard_shape(shard), np.float32)
                 of_shard = plan.shard_problems(shard)
                 start = rows[of_shard.start][0]
@@ -151,10 +158,10 @@ def extract(
                     bar.update(len(batch))
                 writer.write_shard(shard, activations)
         _wait_for_ranks()
-        if rank == 0:
+        if rank == 0 and window is None:
             writer.finish()
         _wait_for_ranks()
-    return ActivationStore.open(output)
+    return ActivationStore.open(output) if window is None else LiveStore.open(output)
 
 
 def batches(

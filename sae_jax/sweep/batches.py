@@ -1,13 +1,14 @@
 """Where the batches of an epoch come from."""
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sae_jax.activations.released import MAX_WINDOWS
 from sae_jax.sweep.placement import Placement
 
 
@@ -120,6 +121,40 @@ def gathered(
         placement.divided(jax.tree.map(batches, samples)),
         jax.tree.map(lambda a: a[rest], samples),
     )
+
+
+class WindowedOrder:
+    """The order in which rows that come in windows are visited: each window's, shuffled by itself.
+
+    It reads like an array `[n]`, of which two windows are drawn at a time. It depends on the data
+    seed and the windows alone, whenever their rows come.
+    """
+
+    def __init__(self, data_seed: int, ends: Sequence[int]):
+        """Draws nothing.
+
+        Args:
+          data_seed: PRNG seed of the order.
+          ends: number of rows up to the end of each window.
+        """
+        self._bounds = np.array([0, *ends])
+        self._seed = data_seed
+        self._drawn = lru_cache(maxsize=MAX_WINDOWS)(self._draw)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, last, _ = rows.indices(int(self._bounds[-1]))
+        order = [np.empty(0, np.int64)]
+        window = int(np.searchsorted(self._bounds, first, side="right")) - 1
+        while first < last:
+            start, stop = self._bounds[window : window + 2]
+            order.append(self._drawn(window)[first - start : last - start])
+            first, window = int(stop), window + 1
+        return np.concatenate(order)
+
+    def _draw(self, window: int) -> np.ndarray:
+        start, stop = self._bounds[window : window + 2]
+        # NumPy's, since JAX would compile for every number of rows.
+        return start + np.random.default_rng([self._seed, window]).permutation(stop - start)
 
 
 def epoch_order(data_seed: jax.Array | int, epoch: jax.Array | int, num_samples: int) -> jax.Array:

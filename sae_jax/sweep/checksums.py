@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sae_jax.activations.manifest import file_entry
-from sae_jax.activations.matrix import Matrix, blocks
+from sae_jax.activations.matrix import Matrix, blocks, live_of, measured
 
 CHECKSUMS_NAME = "checksums.json"
 
@@ -63,8 +63,12 @@ def fingerprint(arrays: Any) -> str:
 
 
 def fingerprint_of_samples(x: Matrix) -> str:
-    """The `fingerprint` of samples `[n, D]`, which are read block by block."""
-    digest = hashlib.sha256(f"{x.shape} float32".encode())
-    for block in blocks(x):
+    """The `fingerprint` of samples `[n, D]`, which are read block by block.
+
+    Of live samples it covers the first window, and what decides the others.
+    """
+    live = live_of(x)
+    digest = hashlib.sha256(f"{x.shape} float32{live.fingerprint if live else ''}".encode())
+    for block in blocks(measured(x)):
         digest.update(np.ascontiguousarray(block).data)
     return digest.hexdigest()

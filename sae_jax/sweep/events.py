@@ -72,9 +72,16 @@ class Announcer:
         # Seconds of epochs, and what they did; seconds from a group's start to its first epoch.
         self._trained = self._done = self._prepared = 0.0
         self._num_prepared = 0
+        self._begun: set[int] = set()
 
     def compiling(self, group: int, epoch: int) -> None:
-        """Says that a group starts, after so many epochs that a checkpoint holds."""
+        """Says that a group starts, after so many epochs that a checkpoint holds.
+
+        Not again, where it goes on with the next window of live samples.
+        """
+        if group in self._begun:
+            return
+        self._begun.add(group)
         self._started, self._num_timed = time.monotonic(), 0
         self._tell("compiling", group, epoch)
 

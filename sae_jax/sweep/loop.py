@@ -1,6 +1,7 @@
 """Training a sweep: plan, train each group epoch by epoch, score its members."""
 
 import dataclasses
+import itertools
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sae_jax.activations.matrix import Matrix, blocks
+from sae_jax.activations.matrix import Live, Matrix, blocks
 from sae_jax.activations.slices import ActivationData, DataSlice, of_slice
 from sae_jax.architectures.functional import folded
 from sae_jax.architectures.registry import architecture_of
@@ -40,7 +41,7 @@ from sae_jax.sweep.result import (
     divergence,
     writing_sweep,
 )
-from sae_jax.sweep.samples import SweepSamples
+from sae_jax.sweep.samples import Normalized, SweepSamples
 from sae_jax.sweep.step import Optimizer, Program, adam, init_group, train_epoch
 from sae_jax.sweep.streamed import Streamed
 
@@ -77,7 +78,8 @@ def train_sweep(
       configs: the members.
       train: training activations: an array `[n, D]`, a selection of a store, a sequence of
         selections, or a mapping from (layer, position) to arrays. What would take too much memory
-        is read as it is needed, as `TrainConfig.stream` says.
+        is read as it is needed, as `TrainConfig.stream` says. Selections of a `LiveStore` are
+        trained on while they are extracted, and removed.
       val: validation activations, likewise.
       train_config: what the members share.
       targets: what is to be reconstructed from each training sample, row by row, if not the
@@ -115,16 +117,19 @@ def train_sweep(
       ValueError: if there are no members, or one twice; activations are not finite float
         arrays `[n, D]` of one width; a member's data slice is not among them, or does not
         fit memory; targets are of other numbers of rows, or a config cannot be a transcoder;
+        live samples would be needed twice, or nobody extracts them;
         `data` is not JSON; `output` holds something; or the checkpoints are of
         another sweep or of other data.
       Preempted: after SIGTERM, when `checkpoint_dir` holds what is finished.
     """
     train_config = train_config or TrainConfig()
     check_data(data or {})
-    data = described(train) | dict(data or {})
+    data = described(train, val) | dict(data or {})
     if output is not None:
         check_free(Path(output), overwrite)
     samples = SweepSamples.of(train, val, targets, val_targets, target_weights)
+    samples.check_resumable(checkpoint_dir)
+    train_config = samples.fitted(train_config)
     configs = _resolved(configs, samples)
     for data_slice in samples.constant:
         warnings.warn(
@@ -133,10 +138,13 @@ def train_sweep(
             stacklevel=2,
         )
     placement = Placement.of(train_config, configs)
-    plan = plan_sweep(configs, samples.sizes, train_config, placement, samples.offset_severity)
+    sizes = samples.planned_sizes(train_config.batch_size)
+    plan = plan_sweep(configs, sizes, train_config, placement, samples.offset_severity)
     members: dict[int, Member] = {}
     warned: set[DataSlice] = set()
     with ExitStack() as stack:
+        if samples.live is not None:
+            stack.enter_context(samples.live.following())
         checkpoints = preempted = None
         if checkpoint_dir is not None:
             identity = _identity(configs, train_config, optimizer, samples)
@@ -162,34 +170,51 @@ def train_sweep(
         ]
         compilations = stack.enter_context(counted_compilations())
         ahead = stack.enter_context(CompilingAhead(needs, compilations))
-        for i, group in enumerate(plan.groups):
+        windows = _windows(samples.live)
+        begun: dict[int, tuple[Normalized, float, np.ndarray]] = {}
+        # Every group trains on a window of live samples before it goes; its state waits in its
+        # checkpoint meanwhile.
+        for window, (i, group) in itertools.product(windows, enumerate(plan.groups)):
+            is_last_window = window == windows[-1]
             if preempted is not None and preempted.is_set():
                 raise Preempted(f"stopped by SIGTERM after {i} of {len(plan.groups)} groups")
             group_configs, program = needs[i].configs, needs[i].program
             data_slice, template = group.data_slice, program.template
             streamed = group.steps_per_part is not None
-            given = samples.normalized(data_slice, template.normalize, streamed=streamed)
-            scale = mean_and_scale(given.x)[1]
+            if i not in begun:
+                given = samples.normalized(data_slice, template.normalize, streamed=streamed)
+                center = center_of(given.x if given.y is None else given.y, template.b_dec_init)
+                begun[i] = given, mean_and_scale(given.x)[1], center
+            given, scale, center = begun.pop(i) if is_last_window else begun[i]
             num_samples, d_in = given.x.shape
             hyper = placement.spread(
                 hyperparameters(group_configs, train_config, num_samples, d_in, scale)
             )
+            source = _source(given.x, given.y, group, train_config.batch_size, placement)
+            last_part = train_config.epochs * source.parts_per_epoch
+            if samples.live and isinstance(source, Streamed):
+                last_part = source.last_part(window)
             ahead.await_programs(i, "training")
             params, kept, losses = _train_group(
                 group,
                 program,
                 hyper,
-                center_of(given.x if given.y is None else given.y, template.b_dec_init),
+                center,
                 train_config.data_seed_of(group_configs[0]),
-                _source(given.x, given.y, group, train_config.batch_size, placement),
+                source,
                 train_config,
+                last_part,
                 checkpoints.group(i) if checkpoints else None,
                 preempted,
                 announcer,
                 i,
             )
+            if samples.live and i + 1 == len(plan.groups):
+                samples.live.release(window + 1)
+            if not is_last_window:
+                continue
             norms = given.x_norm, given.y_norm
-            del given
+            del given, source
             rescaled = architecture_of(template).is_rescaled(template)
             if rescaled or any(norm.changes for norm in norms):
                 params, kept = folded(template, params, kept, *norms)
@@ -247,9 +272,18 @@ def plan_for(
     """
     samples = SweepSamples.of(train, train, targets, targets)
     configs = _resolved(configs, samples)
-    train_config = train_config or TrainConfig()
+    train_config = samples.fitted(train_config or TrainConfig())
     placement = Placement.of(train_config, configs)
-    return plan_sweep(configs, samples.sizes, train_config, placement, samples.offset_severity)
+    sizes = samples.planned_sizes(train_config.batch_size)
+    return plan_sweep(configs, sizes, train_config, placement, samples.offset_severity)
+
+
+def _windows(live: Live | None) -> range:
+    """The windows of live samples that some group has yet to train on; of other samples, one."""
+    if live is None:
+        return range(1)
+    # Members are scored after the last, which may be trained on already.
+    return range(min(live.num_released, len(live.ends) - 1), len(live.ends))
 
 
 def _resolved(configs: Iterable[SAEConfig], samples: SweepSamples) -> list[SAEConfig]:
@@ -351,12 +385,16 @@ def _train_group(
     data_seed: int,
     source: BatchSource,
     train_config: TrainConfig,
+    last_part: int,
     checkpoints: GroupCheckpoints | None,
     preempted: Event | None,
     announcer: Announcer,
     i: int,
 ) -> tuple[Arrays, Arrays, np.ndarray]:
-    """What was trained and what was kept, spread, and all losses, `[num_steps, M]`."""
+    """What was trained and what was kept, spread, and all losses, `[num_steps, M]`.
+
+    Trains up to `last_part`, without it: to the end, or until a window of live samples may go.
+    """
     placement, num_members = program.placement, len(group.members)
     initial = partial(
         init_group, hyper, center, program=program, d_in=source.d_in, width=group.width
@@ -379,8 +417,8 @@ def _train_group(
         announcer.epoch(i, part // per_epoch, losses)
 
     announcer.compiling(i, first_part // per_epoch)
-    parts = source.parts(data_seed, first_part, num_parts)
-    for part in range(first_part, num_parts):
+    parts = source.parts(data_seed, first_part, last_part)
+    for part in range(first_part, last_part):
         first_step = source.first_step(part)
         state, losses = train_epoch(state, hyper, next(parts), first_step, program=program)
         losses = losses[:, :num_members]
@@ -393,13 +431,13 @@ def _train_group(
         history.append(losses)
         if checkpoints:
             stop = preempted is not None and preempted.is_set()
-            last = part + 1 == num_parts
+            last = part + 1 == last_part
             if stop or last or checkpoints.is_due(part + 1, per_epoch):
                 checkpoints.save(part + 1, state, _joined(history))
             if stop and not last:
                 epochs = (part + 1) / per_epoch
                 raise Preempted(f"stopped by SIGTERM after epoch {epochs:g} of a group")
-    if num_parts > first_part:
+    if last_part == num_parts > first_part:
         tell(num_parts)
     # Scoring does not need the optimizer's state, often two thirds of all.
     return state.average or state.params, state.kept, _joined(history)

@@ -4,7 +4,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from sae_jax.activations.matrix import Matrix, OnDemand, blocks
+from sae_jax.activations.matrix import Matrix, OnDemand, blocks, live_of, measured
 from sae_jax.architectures.base import STD_EPS
 
 
@@ -45,11 +45,12 @@ class Normalization(NamedTuple):
     def on_demand(self, x: Matrix) -> Matrix:
         """Samples that are normalized when they are read."""
         num_rows, width = x.shape
-        return OnDemand((num_rows, width), lambda rows: self(x[rows]))
+        return OnDemand((num_rows, width), lambda rows: self(x[rows]), live_of(x))
 
 
 def mean_and_scale(x: Matrix) -> tuple[np.ndarray, float]:
     """Mean of samples, float32 `[D]`, and the root mean square of their deviations from it."""
+    x = measured(x)
     mean = _mean(x).astype(np.float32)
     total = sum(np.sum((block - mean) ** 2, dtype=np.float64) for block in blocks(x))
     return mean, float(np.sqrt(total / (x.shape[0] * x.shape[1])))
@@ -57,6 +58,7 @@ def mean_and_scale(x: Matrix) -> tuple[np.ndarray, float]:
 
 def center_of(x: Matrix, kind: str) -> np.ndarray:
     """What `b_dec` starts from where `SAEConfig.b_dec_init` names a statistic, float32 `[D]`."""
+    x = measured(x)
     if kind == "mean":
         return _mean(x).astype(np.float32)
     return geometric_median(x) if kind == "geometric_median" else np.zeros(x.shape[1], np.float32)

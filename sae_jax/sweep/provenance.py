@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sae_jax.activations.live import LiveSelection
 from sae_jax.activations.manifest import MANIFEST_NAME
 from sae_jax.activations.selection import Selection, Split
 from sae_jax.activations.slices import ActivationData, DataSlice
@@ -13,15 +14,19 @@ from sae_jax.activations.store import ActivationStore
 _FROM_FOLDER = "activations_from_folder"
 
 
-def described(train: ActivationData) -> dict[str, Any]:
+def described(train: ActivationData, val: ActivationData) -> dict[str, Any]:
     """What a sweep says of the activations that it trains on.
 
     Returns:
       `activations`, the folder of the store; `fingerprint`, the fingerprint of the store; and
       the settings of the selections, such as `train_fraction` and `split_seed`. It is empty for
-      plain arrays, and for selections of several stores or with several settings.
+      plain arrays, and for selections of several stores or with several settings. Where `train` is
+      of a live store, which does not stay: the same of `val`, and `live`, the store's fingerprint.
     """
     parts: Sequence[Any] = train if isinstance(train, list | tuple) else [train]
+    if parts and all(isinstance(part, LiveSelection) for part in parts):
+        of_val = {} if val is train else described(val, val)
+        return of_val | {"live": parts[0].store.fingerprint}
     if not parts or not all(isinstance(part, Selection) for part in parts):
         return {}
     sources = [

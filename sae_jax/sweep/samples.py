@@ -1,14 +1,17 @@
 """What a sweep trains and scores on: samples, and for transcoders their targets."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
+import jax
 import numpy as np
 
+from sae_jax.activations.live import LiveSelection
 from sae_jax.activations.matrix import Matrix, OnDemand
 from sae_jax.activations.selection import Selection
 from sae_jax.activations.slices import ActivationData, DataSlice, Slices, of_slice, slices_of
-from sae_jax.configs import SAEConfig
+from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.sweep.checksums import fingerprint, fingerprint_of_samples
 from sae_jax.sweep.normalization import Normalization
 
@@ -40,6 +43,7 @@ class SweepSamples:
         by data slice: where it is above 1 latents die of the offset (Simon, Adams and Zou 2026,
         arXiv:2605.31518).
       constant: data slices whose validation rows are all equal.
+      live: where training rows come from, if they come while training goes on.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class SweepSamples:
         self.has_targets = targets is not None
         self.offset_severity = train.offset_severity
         self.constant = (val_targets or val).constant
+        self.live = train.live
         d_out = next(iter(self.sizes.values()))[2]
         self._target_scale = _target_scale(target_weights, d_out)
 
@@ -91,6 +96,8 @@ class SweepSamples:
             return cls(x_train, x_val, None, None, None)
         y_train = _fitting(slices_of(targets, "targets"), x_train, "targets", "train")
         y_val = _fitting(slices_of(val_targets, "val_targets"), x_val, "val_targets", "val")
+        if y_train.live is not x_train.live:
+            raise ValueError("train and targets are not of one LiveStore; expected both or none")
         if y_train.d_in != y_val.d_in:
             raise ValueError(f"targets has width {y_train.d_in}, val_targets {y_val.d_in}")
         return cls(x_train, x_val, y_train, y_val, target_weights)
@@ -115,6 +122,64 @@ class SweepSamples:
                 f"{config} has tied_init; samples have width {d_in} and targets {d_out}, and"
                 " allowed is one width"
             )
+
+    def fitted(self, train_config: TrainConfig) -> TrainConfig:
+        """The config as these samples need it: live ones are streamed.
+
+        Raises:
+          ValueError: if it asks for what live samples cannot give.
+        """
+        if self.live is None:
+            return train_config
+        if train_config.epochs != 1:
+            raise ValueError(
+                f"epochs is {train_config.epochs}; a live store is trained on once: epochs=1"
+            )
+        if train_config.stream is False:
+            raise ValueError("stream is False; a live store is streamed: stream=None or True")
+        return dataclasses.replace(train_config, stream=True)
+
+    def planned_sizes(self, batch_size: int) -> dict[DataSlice, tuple[int, int, int]]:
+        """The `sizes` to plan with: of live samples, those that can be relied on to be there.
+
+        A part of them, with what is left over for a smaller batch, has to fit the shortest window
+        but the last, or it would reach into a third one, which is not there yet.
+
+        Raises:
+          ValueError: if a window of live samples has fewer rows than two batches.
+        """
+        if self.live is None:
+            return self.sizes
+        sizes = np.diff([0, *self.live.ends])
+        window = int(min(sizes[:-1], default=sizes[-1]))
+        if window < 2 * batch_size:
+            raise ValueError(
+                f"a window of the live store has {window} rows; expected two batches of"
+                f" {batch_size} at least: extract with a larger window"
+            )
+        return {
+            data_slice: (window - batch_size, d_in, d_out)
+            for data_slice, (_, d_in, d_out) in self.sizes.items()
+        }
+
+    def check_resumable(self, checkpoint_dir: object) -> None:
+        """Refuses live samples where some would be needed again after they are gone.
+
+        Raises:
+          ValueError: if there are no checkpoints, samples to validate on are live, or several
+            processes train.
+        """
+        if self.live is None:
+            return
+        if (num_processes := jax.process_count()) > 1:
+            raise ValueError(f"{num_processes} processes train; a live store is trained on by one")
+        if checkpoint_dir is None:
+            raise ValueError(
+                "checkpoint_dir is None; a live store needs one, since what was trained on is"
+                " removed"
+            )
+        if self._val.live or (self._val_targets and self._val_targets.live):
+            raise ValueError("val is of a live store; expected samples that stay")
 
     def val(self, data_slice: DataSlice, *, streamed: bool = False) -> tuple[Matrix, Matrix | None]:
         """Validation samples `[n, D]`, and targets `[n, D_out]` if they are others; arrays unless
@@ -163,7 +228,7 @@ class SweepSamples:
         return prints
 
 
-def side_by_side(*layers: np.ndarray | Selection) -> np.ndarray | OnDemand:
+def side_by_side(*layers: np.ndarray | Selection | LiveSelection) -> np.ndarray | OnDemand:
     """Activations of the same samples in several layers as one, `[n, D_1 + D_2 + ...]`.
 
     Trained to reconstruct such samples, given as `targets` too, an SAE is a crosscoder (Lindsey
@@ -179,16 +244,19 @@ def side_by_side(*layers: np.ndarray | Selection) -> np.ndarray | OnDemand:
     rows = [len(layer) for layer in layers]
     if len(set(rows)) != 1:
         raise ValueError(f"layers have {rows} rows; expected one number of rows")
-    parts = [layer.matrix for layer in layers if isinstance(layer, Selection)]
+    parts = [layer.matrix for layer in layers if isinstance(layer, Selection | LiveSelection)]
     if not parts:
         return np.concatenate([np.asarray(layer, np.float32) for layer in layers], axis=1)
     if len(parts) < len(layers):
         raise ValueError(
             f"{len(parts)} of {len(layers)} layers are selections; expected all of them"
         )
+    if len({part.live for part in parts}) > 1:
+        raise ValueError("layers are not all of one LiveStore; expected all or none of them")
     return OnDemand(
         (rows[0], sum(part.shape[1] for part in parts)),
         lambda rows: np.concatenate([part[rows] for part in parts], axis=1),
+        parts[0].live,
     )
 
 

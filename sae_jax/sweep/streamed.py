@@ -6,8 +6,8 @@ import grain
 import jax
 import numpy as np
 
-from sae_jax.activations.matrix import Matrix
-from sae_jax.sweep.batches import Batches, Samples, epoch_order
+from sae_jax.activations.matrix import Matrix, live_of
+from sae_jax.sweep.batches import Batches, Samples, WindowedOrder, epoch_order
 from sae_jax.sweep.placement import Placement
 
 # Threads that read, a part each, so that a disk has several requests to serve.
@@ -21,6 +21,8 @@ class Streamed:
 
     The batches are those of `InMemory`, bit for bit. Grain's own shuffle is not used: it has no
     order of ours, so that the same samples would give other results on disk than in memory.
+
+    Live samples come in a `WindowedOrder` instead, and their parts when their shards are there.
     """
 
     def __init__(
@@ -49,25 +51,46 @@ class Streamed:
         self._num_full = self.num_samples // batch_size
         self.parts_per_epoch = max(1, -(-self._num_full // steps_per_part))
         self._placement, self._share = placement, share
+        self._live = live_of(x)
 
     def first_step(self, part: int) -> int:
         """Number of steps before a part."""
         epoch, in_epoch = divmod(part, self.parts_per_epoch)
         return epoch * -(-self.num_samples // self._batch_size) + in_epoch * self._steps_per_part
 
+    def last_part(self, window: int) -> int:
+        """Number of parts, all told, that training needs of the windows of live samples up to one.
+
+        The last of them may reach into the next window.
+        """
+        assert self._live is not None
+        part_size = self._steps_per_part * self._batch_size
+        return min(-(-self._live.ends[window] // part_size), self.parts_per_epoch)
+
     def parts(self, data_seed: int, first: int, last: int) -> Iterator[Batches]:
-        """The batches of each part from `first` up to, without it, `last`, read ahead."""
+        """The batches of each part from `first` up to, without it, `last`, read ahead.
+
+        Raises:
+          ValueError: if live samples of the first part are gone.
+        """
+        if self._live is not None and first < last:
+            self._live.check_kept(first * self._steps_per_part * self._batch_size)
         read_ahead = grain.ReadOptions(num_threads=NUM_READERS, prefetch_buffer_size=NUM_READERS)
         while first < last:
             epoch, start = divmod(first, self.parts_per_epoch)
             stop = min(start + last - first, self.parts_per_epoch)
-            order = np.asarray(epoch_order(data_seed, epoch, self.num_samples))
+            order = self._order(data_seed, epoch)
             of_epoch = grain.MapDataset.source(_Parts(self, order))[start:stop]
             for batches in of_epoch.to_iter_dataset(read_ahead):
                 yield self._placement.put(batches)
             first += stop - start
 
-    def read(self, order: np.ndarray, part: int) -> Batches:
+    def _order(self, data_seed: int, epoch: int) -> np.ndarray | WindowedOrder:
+        if self._live is not None:
+            return WindowedOrder(data_seed, self._live.ends)
+        return np.asarray(epoch_order(data_seed, epoch, self.num_samples))
+
+    def read(self, order: np.ndarray | WindowedOrder, part: int) -> Batches:
         """A part of an epoch that visits the samples in an order `[n]`; arrays of NumPy."""
         start = part * self._steps_per_part
         stop = min(start + self._steps_per_part, self._num_full)
@@ -92,7 +115,7 @@ class Streamed:
 class _Parts(grain.sources.RandomAccessDataSource):
     """The parts of one epoch, by their number in it."""
 
-    def __init__(self, streamed: Streamed, order: np.ndarray):
+    def __init__(self, streamed: Streamed, order: np.ndarray | WindowedOrder):
         self._streamed, self._order = streamed, order
 
     def __len__(self) -> int:
