@@ -309,6 +309,37 @@ def test_preemption_stops_at_a_part_and_goes_on(tmp_path, whole):
     assert_identical(result, whole, but=["offset_severity"])
 
 
+def test_preemption_does_not_wait_for_rows_that_do_not_come(tmp_path, whole):
+    folder, checkpoints = tmp_path / "live", tmp_path / "checkpoints"
+    live_rows.make(folder, last=5)
+
+    def stop_when_it_waits(*arguments):
+        # The shard that training waits for is the last of its window.
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    # An extraction that lives and does nothing.
+    with (
+        mock.patch("sae_jax.activations.live.is_locked", stop_when_it_waits),
+        pytest.raises(sae_jax.Preempted, match="live samples were awaited"),
+    ):
+        train(folder, checkpoints)
+    with made(folder, resume=True):
+        assert_identical(train(folder, checkpoints), whole, but=["offset_severity"])
+
+
+def test_what_was_trained_on_meanwhile_is_not_extracted_again(tmp_path):
+    folder = tmp_path / "live"
+    writer = StoreWriter(folder, PLAN)
+    writer.prepare()
+    assert writer.missing_shards() == [*range(PLAN.num_shards)]
+    write_released(folder, 3)
+    released = [shard for shard in range(PLAN.num_shards) if writer.is_released(shard)]
+    # Of three windows of two, the first stays for its statistics.
+    assert released == [2, 3, 4, 5]
+    assert writer.missing_shards() == [0, 1, *range(6, PLAN.num_shards)]
+
+
 def test_statistics_are_those_of_the_first_window(tmp_path):
     """Also after it was trained on."""
     folder = tmp_path / "live"

@@ -54,6 +54,7 @@ class LiveStore:
             int(self._shard_ends[min(shard, len(self._shard_ends)) - 1]) for shard in last_shards
         )
         self._is_over = threading.Event()
+        self._stop: threading.Event | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> "LiveStore":
@@ -124,14 +125,17 @@ class LiveStore:
         return self._store.read(layer, position, rows)
 
     @contextmanager
-    def following(self) -> Iterator[None]:
+    def following(self, stop: threading.Event | None = None) -> Iterator[None]:
         """Holds the store against others that train on it, until the block ends.
+
+        Args:
+          stop: once it is set rows that are not there are not waited for, and reading them fails.
 
         Raises:
           ValueError: if another process trains on it.
         """
         with lock_beside(self.path / RELEASED_NAME):
-            self.num_released = read_released(self.path)
+            self.num_released, self._stop = read_released(self.path), stop
             self._remove_released()
             try:
                 yield
@@ -176,6 +180,8 @@ class LiveStore:
         while not file.exists():
             if self._is_released(shard):
                 raise ValueError(f"{file} was removed after it was trained on")
+            if self._stop is not None and self._stop.is_set():
+                raise ValueError(f"training was stopped while {file} was awaited")
             if is_over.is_set():
                 raise ValueError(f"training ended while {file} was awaited")
             if is_locked(self.path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from threading import Event
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,8 +32,8 @@ class Live(Protocol):
     def fingerprint(self) -> str:
         """Sha256 of what decides the rows and their order."""
 
-    def following(self) -> AbstractContextManager[None]:
-        """Holds the rows against others that train on them."""
+    def following(self, stop: Event | None = None) -> AbstractContextManager[None]:
+        """Holds the rows against others that train on them, until told to stop."""
 
     def check_kept(self, row: int) -> None:
         """Refuses a start at a row that is gone."""

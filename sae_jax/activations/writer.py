@@ -184,10 +184,13 @@ class StoreWriter:
 
         Of a live store those that were trained on are not, but for the first window.
         """
-        window = self.plan.window or 0
-        first = read_released(self.path) * window if window else 0
-        indices = [i for i in range(self.plan.num_shards) if i < window or i >= first]
+        indices = [i for i in range(self.plan.num_shards) if not self.is_released(i)]
         return [i for i in indices if not (self.path / shard_file(i)).exists()]
+
+    def is_released(self, shard: int) -> bool:
+        """Whether a shard of a live store was trained on, so that nobody needs it any more."""
+        window = self.plan.window or 0
+        return window > 0 and window <= shard < read_released(self.path) * window
 
     def wait_for_room(self, shard: int) -> None:
         """Waits until a live store has room for a shard: until those before were trained on."""

@@ -149,6 +149,8 @@ def extract(
         ) as bar:
             for shard in shards:
                 writer.wait_for_room(shard)
+                if writer.is_released(shard):  # Training that was resumed had it before.
+                    continue
                 activations = np.empty(plan.shard_shape(shard), np.float32)
                 of_shard = plan.shard_problems(shard)
                 start = rows[of_shard.start][0]

@@ -353,7 +353,7 @@ def _upgraded(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("sae-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    packages = ("sae-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = dict.fromkeys(packages, "unknown")
     for package in packages:
         # Unknown where this library's source is part of another's.

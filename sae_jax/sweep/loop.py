@@ -143,8 +143,6 @@ def train_sweep(
     members: dict[int, Member] = {}
     warned: set[DataSlice] = set()
     with ExitStack() as stack:
-        if samples.live is not None:
-            stack.enter_context(samples.live.following())
         checkpoints = preempted = None
         if checkpoint_dir is not None:
             identity = _identity(configs, train_config, optimizer, samples)
@@ -153,6 +151,8 @@ def train_sweep(
             )
             plan = checkpoints.plan
             preempted = stack.enter_context(preemption_notice())
+        if samples.live is not None:
+            stack.enter_context(samples.live.following(preempted))
         if progress:
             display = shown_progress(len(configs), train_config.epochs)
             callbacks = [stack.enter_context(display), *callbacks]
@@ -418,9 +418,19 @@ def _train_group(
 
     announcer.compiling(i, first_part // per_epoch)
     parts = source.parts(data_seed, first_part, last_part)
+    saved = first_part
     for part in range(first_part, last_part):
         first_step = source.first_step(part)
-        state, losses = train_epoch(state, hyper, next(parts), first_step, program=program)
+        try:
+            batches = next(parts)
+        except ValueError as error:
+            if checkpoints is None or preempted is None or not preempted.is_set():
+                raise
+            if part > saved:
+                checkpoints.save(part, state, _joined(history))
+            raise Preempted("stopped by SIGTERM while live samples were awaited") from error
+        state, losses = train_epoch(state, hyper, batches, first_step, program=program)
+        del batches
         losses = losses[:, :num_members]
         if part > first_part:
             # One part behind, so that the device never waits, neither for the next part nor for
@@ -434,6 +444,7 @@ def _train_group(
             last = part + 1 == last_part
             if stop or last or checkpoints.is_due(part + 1, per_epoch):
                 checkpoints.save(part + 1, state, _joined(history))
+                saved = part + 1
             if stop and not last:
                 epochs = (part + 1) / per_epoch
                 raise Preempted(f"stopped by SIGTERM after epoch {epochs:g} of a group")

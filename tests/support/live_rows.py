@@ -41,6 +41,8 @@ def make(folder, *, resume=False, pause=0.0, last=None, window=WINDOW):
         writer.prepare(resume=resume)
         for shard in writer.missing_shards()[:last]:
             writer.wait_for_room(shard)
+            if writer.is_released(shard):
+                continue
             time.sleep(pause)
             writer.write_shard(shard, shard_of(writer.plan, shard))
             most = max(most, len(list(Path(folder, "shards").iterdir())))
