@@ -83,6 +83,9 @@ def train_sweep(
     floating-point sums: its random numbers depend on its own config, and all members of a
     data slice see the same batches.
 
+    Several processes that `jax.distributed.initialize` has joined train one sweep if all call this
+    with the same arguments. Process 0 alone writes and calls `callbacks`; all get the result.
+
     Args:
       configs: the members.
       train: training activations: an array `[n, D]`, a selection of a store, a sequence of
@@ -128,7 +131,7 @@ def train_sweep(
         fit memory; targets are of other numbers of rows, or a config cannot be a transcoder;
         live samples would be needed twice, or nobody extracts them;
         `data` is not JSON; `output` holds something; or the checkpoints are of
-        another sweep or of other data.
+        another sweep or of other data; or processes were given other inputs, or see other folders.
       Preempted: after SIGTERM, when `checkpoint_dir` holds what is finished.
     """
     train_config = train_config or TrainConfig()

@@ -1,55 +1,53 @@
-"""One process of a job that trains a small sweep; `hosts_test.py` starts several.
+"""One process of a job of two with a device each, which a program of a user's own joins.
 
-    python hosts_worker.py '{"process_id": 0, "num_processes": 2, "port": 12345, "mesh": ...}'
-
-Prints as JSON what the process is left with.
+`hosts_test.py` starts both: `python hosts_worker.py PORT PROCESS_ID`. Each prints as JSON what it
+is left with.
 """
 
 import json
 import sys
-import time
 
 import jax
+import numpy as np
 from sweeps import samples
 
 from sae_jax import SAEConfig, TrainConfig, train_sweep
-
-# Ten steps an epoch, the last of them smaller than the others.
-X, X_VAL = samples(300), samples(77, seed=1)
-
-
-def members():
-    """Of different sizes, so that some are padded; an odd number, so that devices are filled up."""
-    return [
-        SAEConfig(24 - i, k=3, seed=i, architecture="batch_topk", aux_coefficient=1 / 32)
-        for i in range(3)
-    ]
+from sae_jax.activations.matrix import OnDemand
+from sae_jax.sweep.placement import Placement
+from sae_jax.sweep.streamed import Streamed
 
 
-def trained(mesh, epochs=2, stream=None, told=(), **arguments):
-    """The sweep, as the only process or as one of several."""
-    train_config = TrainConfig(epochs, 32, max_padding=0.5, mesh=mesh, stream=stream)
-    return train_sweep(
-        members(), X, X_VAL, train_config, progress=False, callbacks=told, **arguments
-    )
+def rows_read(mesh):
+    """How many rows of four batches of eight this process reads, and has of each when they lie on
+    a mesh, beside the smaller batch that ends the epoch."""
+    x, read = samples(37), []
 
+    def rows_of(rows):
+        read.append(len(x[rows]))
+        return x[rows]
 
-def found(result):
-    """What a test compares of a result."""
-    return {
-        "losses": [member.losses.tolist() for member in result.members],
-        "explained_variance": [member.metrics["explained_variance"] for member in result.members],
-        "firing_rate": [member.firing_rate.tolist() for member in result.members],
-        "b_dec": [member.params["b_dec"].tolist() for member in result.members],
-    }
+    placement = Placement.of(TrainConfig(batch_size=8, mesh=mesh), [])
+    (batches,) = Streamed(OnDemand(x.shape, rows_of), 8, 4, placement).parts(0, 0, 1)
+    (share,) = batches.full.x.addressable_shards
+    return sum(read), share.data.shape[1], len(batches.rest.x)
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
-    port, num_processes, process_id = map(given.pop, ("port", "num_processes", "process_id"))
-    if num_processes > 1:
-        jax.distributed.initialize(f"127.0.0.1:{port}", num_processes, process_id)
-    events = []
-    began = time.monotonic()
-    result = trained(told=[lambda event: events.append(event.kind)], **given)
-    print(json.dumps(found(result) | {"events": events, "devices": len(jax.devices())}))
+    port, process_id = sys.argv[1:]
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process_id))
+    told = []
+    result = train_sweep(
+        [SAEConfig(8, k=2, seed=seed) for seed in range(2)],
+        samples(40),
+        samples(20, seed=1),
+        TrainConfig(epochs=2, batch_size=16),
+        progress=False,
+        callbacks=[lambda event: told.append(event.kind)],
+    )
+    found = {
+        "rows": {mesh: rows_read(mesh) for mesh in ("members:2", "data:2")},
+        "told": told,
+        "losses": [member.losses.tolist() for member in result.members],
+        "b_dec": [np.asarray(member.params["b_dec"]).tolist() for member in result.members],
+    }
+    print(json.dumps(found))
