@@ -3,29 +3,37 @@
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from absl import app, flags
 
 import sae_jax
 
 
-def start(work: Callable[[], None]) -> None:
+def start(
+    work: Callable[[], None], around: Callable[[], AbstractContextManager] = nullcontext
+) -> None:
     """Parses the flags and does the work. An error in the input is printed as one line.
 
     The exit status is 1 after a ValueError, and 143, which stands for SIGTERM, if training was
     stopped and can be resumed.
+
+    Args:
+      work: what the script does.
+      around: gives a context that the work, and what is said of its errors, is done in.
     """
 
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unknown arguments: {argv[1:]}")
-        try:
-            work()
-        except ValueError as error:
-            sys.exit(f"error: {error}")
-        except sae_jax.Preempted as notice:
-            print(f"{notice}; --resume continues", file=sys.stderr)
-            sys.exit(128 + signal.SIGTERM)
+        with around():
+            try:
+                work()
+            except ValueError as error:
+                sys.exit(f"error: {error}")
+            except sae_jax.Preempted as notice:
+                print(f"{notice}; --resume continues", file=sys.stderr)
+                sys.exit(128 + signal.SIGTERM)
 
     app.run(main)
 

@@ -14,14 +14,18 @@ explained variance at d_sae = 512, k = 50. A run that was stopped continues with
 
 With --live and --epochs=1 it trains on what `extract_activations.py --window` extracts meanwhile,
 and validates on the validation samples of --activations, a store of other problems.
+
+Several processes, on one host or many, train one sweep with --distributed or --coordinator: see
+docs/scale.md.
 """
 
 import dataclasses
 import shutil
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import command
+import hosts
 import member_flags
 from absl import flags, logging
 
@@ -34,6 +38,7 @@ from sae_jax.report import page
 from sae_jax.report.tables import write_csv
 from sae_jax.sweep.cache import use_compilation_cache
 from sae_jax.sweep.loop import plan_for
+from sae_jax.sweep.processes import enter, is_main, of_main
 from sae_jax.sweep.result import check_free
 from sae_jax.sweep.tensorboard import log_to
 
@@ -52,6 +57,7 @@ _POSITION = flags.DEFINE_list(
 )
 member_flags.define()
 flags.adopt_module_key_flags(member_flags)
+flags.adopt_module_key_flags(hosts)
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Number of seeds, from 0.", lower_bound=1)
 _VARY_ORDER = flags.DEFINE_bool(
     "vary_order", False, "Give each seed its own order of the data too."
@@ -100,17 +106,14 @@ def work() -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports each checkpoint
     use_compilation_cache()
     output = Path(_OUTPUT.value)
-    with lock_beside(output):
+    with ExitStack() as stack:
+        enter(stack, lock_beside(output))
         run(output, output.with_name(f"{output.name}.checkpoints"))
 
 
 def run(output: Path, checkpoints: Path) -> None:
     """`work`, with the folders that it writes to."""
-    # What a run saved before it was stopped is its own to write again.
-    overwrite = _OVERWRITE.value or (_RESUME.value and checkpoints.exists())
-    check_free(output, overwrite)
-    if not _RESUME.value:
-        check_free(checkpoints, _OVERWRITE.value)
+    overwrite = of_main(lambda: may_overwrite(output, checkpoints))
     splits = data_splits()
     train, val = [split.train for split in splits], [split.val for split in splits]
     if _LIVE.value is not None:
@@ -128,9 +131,8 @@ def run(output: Path, checkpoints: Path) -> None:
         stream=_STREAM.value,
     )
     print(plan_for(configs, train, train_config))
-    if not _RESUME.value and checkpoints.exists():
-        with lock(checkpoints):  # Another program may be training there.
-            shutil.rmtree(checkpoints)
+    if not _RESUME.value:
+        of_main(lambda: remove(checkpoints))
     with log_to(_LOG_DIR.value) if _LOG_DIR.value else nullcontext() as log:
         result = sae_jax.train_sweep(
             configs,
@@ -143,9 +145,32 @@ def run(output: Path, checkpoints: Path) -> None:
             checkpoint_every=_CHECKPOINT_EVERY.value,
             callbacks=[log] if log else (),
         )
+    if is_main():
+        report(result, val, output)
+        shutil.rmtree(checkpoints)
+
+
+def may_overwrite(output: Path, checkpoints: Path) -> bool:
+    """Whether to replace a sweep that is there; refuses folders that are not to be written to."""
+    # What a run saved before it was stopped is its own to write again.
+    overwrite = _OVERWRITE.value or (_RESUME.value and checkpoints.exists())
+    check_free(output, overwrite)
+    if not _RESUME.value:
+        check_free(checkpoints, _OVERWRITE.value)
+    return overwrite
+
+
+def remove(checkpoints: Path) -> None:
+    """Removes the checkpoints of an earlier run, if there are any."""
+    if checkpoints.exists():
+        with lock(checkpoints):  # Another program may be training there.
+            shutil.rmtree(checkpoints)
+
+
+def report(result: sae_jax.SweepResult, val: list[sae_jax.Selection], output: Path) -> None:
+    """Scores the members' latents, writes the table, and the page if it is asked for."""
     rows = score_features(result, val)
     write_csv(rows, output / "results.csv")
-    shutil.rmtree(checkpoints)
     for row in rows:
         print(line(row))
     print(output / "results.csv")
@@ -202,4 +227,4 @@ def line(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    command.start(work)
+    command.start(work, hosts.joined)

@@ -10,7 +10,6 @@ import tracemalloc
 from pathlib import Path
 from unittest import mock
 
-import grain
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -115,21 +114,6 @@ def test_batches_of_a_store_are_those_in_memory_bit_for_bit(store, kind):
         found = [np.asarray(getattr(part.full, name)) for part in parts]
         np.testing.assert_array_equal(np.concatenate(found), getattr(whole.full, name))
         np.testing.assert_array_equal(getattr(parts[-1].rest, name), getattr(whole.rest, name))
-
-
-def test_processes_share_the_rows_of_each_batch():
-    x, place = normal(47, D_IN), Placement.default()
-    (whole,) = Streamed(x, 10, 9, place).parts(0, 0, 1)
-    shares = [
-        next(Streamed(x, 10, 9, place, share=grain.sharding.ShardOptions(i, 3)).parts(0, 0, 1))
-        for i in range(3)
-    ]
-    assert [share.full.x.shape[1] for share in shares] == [4, 3, 3]
-    for found, expected, axis in (
-        ([share.full.x for share in shares], whole.full.x, 1),
-        ([share.rest.x for share in shares], whole.rest.x, 0),
-    ):
-        np.testing.assert_array_equal(np.concatenate(found, axis), expected)
 
 
 def test_an_error_in_reading_ends_the_epoch():

@@ -1,5 +1,6 @@
 """From trained arrays to metrics: members side by side."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ def evaluate_group(
     *,
     target: Matrix | None = None,
     part_size: int | None = None,
+    fetch: Callable[[Any], Any] = jax.device_get,
 ) -> list[dict[str, float | int | np.ndarray]]:
     """Every metric of every member.
 
@@ -41,6 +43,7 @@ def evaluate_group(
       target: what is to be reconstructed, `[n, D_out]`; the samples themselves if `None`.
       part_size: samples that are read at a time, rounded down to whole batches, but at least one;
         all of them if `None`.
+      fetch: gives a pytree of arrays as arrays of NumPy.
 
     Returns:
       One dict a member: scalars, and `firing_rate` and `mean_magnitude` of length d_sae.
@@ -61,13 +64,13 @@ def evaluate_group(
         )
         # Or parts would be read faster than they are scored.
         jax.block_until_ready(sums)
-    stacked = jax.device_get(group_metrics(params, hyper, sums))
+    stacked, sizes = fetch((group_metrics(params, hyper, sums), hyper.d_sae))
     return [
         {
             name: values[i].item() if values[i].ndim == 0 else values[i][: int(size)]
             for name, values in stacked.items()
         }
-        for i, size in enumerate(hyper.d_sae)
+        for i, size in enumerate(sizes)
     ]
 
 

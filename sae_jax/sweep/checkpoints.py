@@ -2,7 +2,7 @@
 
 A checkpoint folder holds `sweep.json`, which says what is trained on what, and a folder for
 each group of members with the last few Orbax checkpoints, each named by the number of parts of
-epochs that were finished.
+epochs that were finished. Of several processes the first writes, and all read.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -33,6 +34,7 @@ from sae_jax.sweep.checksums import (
 )
 from sae_jax.sweep.pace import Pace
 from sae_jax.sweep.plan import Group, Plan
+from sae_jax.sweep.processes import check_sees, enter, gathered, of_main
 from sae_jax.sweep.result import renamed
 
 MANIFEST_NAME = "sweep.json"
@@ -61,13 +63,11 @@ class GroupCheckpoints:
         self._folder = folder
         self._pace = pace
         self._by_columns = by_columns
-        for pattern in (f"{_UNFINISHED}*", f"{_REMOVED}*", "*.orbax-checkpoint-tmp*"):
-            for leftover in folder.glob(pattern):
-                shutil.rmtree(leftover)
+        of_main(self._remove_leftovers)
 
     def is_due(self, parts: int, per_epoch: int) -> bool:
         """Whether to save after so many finished parts of epochs, of so many an epoch."""
-        return self._pace.is_due(parts, per_epoch)
+        return of_main(lambda: self._pace.is_due(parts, per_epoch))
 
     def save(self, parts: int, state: Any, losses: np.ndarray) -> None:
         """Writes a checkpoint, which appears whole or not at all.
@@ -91,17 +91,9 @@ class GroupCheckpoints:
         context.array.saving.use_compression = False  # Parameters hardly get smaller.
         context.memory.deepcopy_host_arrays = False  # Nobody changes them meanwhile.
         with context:
-            leaves = [np.asarray(leaf)[: losses.shape[1]] for leaf in jax.tree.leaves(state)]
+            leaves = [gathered(leaf)[: losses.shape[1]] for leaf in jax.tree.leaves(state)]
             ocp.save(unfinished, _payload([losses, *leaves]))
-        write_checksums(unfinished)
-        for path in (*unfinished.rglob("*"), unfinished):
-            flush(path)
-        unfinished.rename(self._folder / str(parts))
-        flush(self._folder)
-        for old in self._parts_on_disk()[:-NUM_KEPT]:
-            # Renamed first, so that a half removed one does not look damaged.
-            removed = (self._folder / str(old)).rename(self._folder / f"{_REMOVED}{old}")
-            shutil.rmtree(removed)
+        of_main(lambda: self._finish(unfinished, parts))
         self._pace.add(time.monotonic() - began)
 
     def restore(
@@ -124,12 +116,29 @@ class GroupCheckpoints:
         Raises:
           ValueError: if a checkpoint holds other shapes or dtypes, which it names.
         """
-        for parts in reversed(self._parts_on_disk()):
+        for parts in reversed(of_main(self._parts_on_disk)):
             try:
                 return parts, *self._load(parts, template, first_step(parts), place)
             except DamagedError as damage:
-                self._set_aside(parts, damage)
+                of_main(partial(self._set_aside, parts, damage))
         return None
+
+    def _remove_leftovers(self) -> None:
+        for pattern in (f"{_UNFINISHED}*", f"{_REMOVED}*", "*.orbax-checkpoint-tmp*"):
+            for leftover in self._folder.glob(pattern):
+                shutil.rmtree(leftover)
+
+    def _finish(self, unfinished: Path, parts: int) -> None:
+        """Makes a checkpoint that is written the newest, and removes the oldest."""
+        write_checksums(unfinished)
+        for path in (*unfinished.rglob("*"), unfinished):
+            flush(path)
+        unfinished.rename(self._folder / str(parts))
+        flush(self._folder)
+        for old in self._parts_on_disk()[:-NUM_KEPT]:
+            # Renamed first, so that a half removed one does not look damaged.
+            removed = (self._folder / str(old)).rename(self._folder / f"{_REMOVED}{old}")
+            shutil.rmtree(removed)
 
     def _parts_on_disk(self) -> list[int]:
         return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
@@ -144,7 +153,7 @@ class GroupCheckpoints:
         warnings.warn(
             f"checkpoint {parts} in {self._folder} is damaged ({damage});"
             f" it is kept as {place}, and the one before is used",
-            stacklevel=3,
+            stacklevel=4,
         )
 
     def _load(
@@ -155,7 +164,9 @@ class GroupCheckpoints:
         place: Callable[[np.ndarray], jax.Array],
     ) -> tuple[State, np.ndarray]:
         folder = self._folder / str(parts)
-        has_checksums = check_files(folder)
+        has_checksums, damage = of_main(lambda: _looked_over(folder))
+        if damage:
+            raise DamagedError(damage)
         by_columns = self._by_columns and not has_checksums
         if by_columns:
             template = jax.eval_shape(_encoders_swapped, template)
@@ -178,10 +189,18 @@ class GroupCheckpoints:
         digest = (metadata.custom_metadata or {}).get("sha256")
         if not has_checksums:
             own = [array[: len(leaf)] for array, leaf in zip(arrays, leaves, strict=True)]
-            if digest != fingerprint([losses_read, *own]):
+            if digest != fingerprint([losses_read, *gathered(own)]):
                 raise DamagedError(f"{CHECKSUMS_NAME} is missing, or arrays are not as saved")
         state = jax.tree.unflatten(structure, arrays)
         return _encoders_swapped(state) if by_columns else state, losses_read
+
+
+def _looked_over(folder: Path) -> tuple[bool, str | None]:
+    """Whether a checkpoint has checksums, and what is wrong with its files, if anything is."""
+    try:
+        return check_files(folder), None
+    except DamagedError as damage:
+        return True, str(damage)
 
 
 def _payload(arrays: Sequence[Any]) -> dict[str, Any]:
@@ -261,8 +280,8 @@ class SweepCheckpoints:
         self._folder = folder
         self._pace = pace
         path = folder / MANIFEST_NAME
-        if not path.exists():
-            _write_manifest(path, identity, plan)
+        of_main(lambda: None if path.exists() else _write_manifest(path, identity, plan))
+        check_sees(path)
         self.plan, self._layout = _checked_manifest(path, identity)
 
     @classmethod
@@ -283,18 +302,19 @@ class SweepCheckpoints:
           every: number of epochs from one checkpoint to the next, as `Pace` takes it.
 
         Raises:
-          ValueError: if `every` is not allowed; if another process has opened the folder; if it
+          ValueError: if `every` is not allowed; if another job has opened the folder; if it
             holds something else, or checkpoints of another sweep or of other data; the error
-            says in what they differ.
+            says in what they differ; or if a process does not see what process 0 writes there.
         """
         pace = Pace(every)
-        with lock(folder):
+        with ExitStack() as stack:
+            enter(stack, lock(folder))
             yield cls(Path(folder).resolve(), identity, plan, pace)
 
     def group(self, i: int) -> GroupCheckpoints:
         """The checkpoints of group i."""
         folder = self._folder / f"group_{i:05d}"
-        folder.mkdir(exist_ok=True)
+        of_main(partial(folder.mkdir, exist_ok=True))
         by_columns = self._layout != _LAYOUT and self.plan.groups[i].kernel == "dense"
         return GroupCheckpoints(folder, self._pace, by_columns=by_columns)
 

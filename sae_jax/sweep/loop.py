@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import jax
@@ -30,7 +29,17 @@ from sae_jax.sweep.hyperparameters import hyperparameters
 from sae_jax.sweep.normalization import center_of, mean_and_scale
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import Group, Plan, plan_sweep
-from sae_jax.sweep.preemption import Preempted, preemption_notice
+from sae_jax.sweep.preemption import Notice, Preempted, preemption_notice
+from sae_jax.sweep.processes import (
+    check_only,
+    check_same,
+    check_sees,
+    enter,
+    gathered,
+    is_main,
+    of_main,
+    readable,
+)
 from sae_jax.sweep.progress import shown_progress
 from sae_jax.sweep.provenance import described
 from sae_jax.sweep.result import (
@@ -73,6 +82,9 @@ def train_sweep(
     A member's parameters are those that it would get alone, up to the order of
     floating-point sums: its random numbers depend on its own config, and all members of a
     data slice see the same batches.
+
+    Several processes that `jax.distributed.initialize` has joined train one sweep if all call this
+    with the same arguments. Process 0 alone writes and calls `callbacks`; all get the result.
 
     Args:
       configs: the members.
@@ -119,14 +131,14 @@ def train_sweep(
         fit memory; targets are of other numbers of rows, or a config cannot be a transcoder;
         live samples would be needed twice, or nobody extracts them;
         `data` is not JSON; `output` holds something; or the checkpoints are of
-        another sweep or of other data.
+        another sweep or of other data; or processes were given other inputs, or see other folders.
       Preempted: after SIGTERM, when `checkpoint_dir` holds what is finished.
     """
     train_config = train_config or TrainConfig()
     check_data(data or {})
     data = described(train, val) | dict(data or {})
     if output is not None:
-        check_free(Path(output), overwrite)
+        of_main(partial(check_free, Path(output), overwrite))
     samples = SweepSamples.of(train, val, targets, val_targets, target_weights)
     samples.check_resumable(checkpoint_dir)
     train_config = samples.fitted(train_config)
@@ -137,9 +149,14 @@ def train_sweep(
             " and come out as NaN",
             stacklevel=2,
         )
+    if samples.live is not None:
+        check_only("live samples")
+    check_same({"configs": configs, "train_config": train_config, "sizes": samples.sizes})
     placement = Placement.of(train_config, configs)
     sizes = samples.planned_sizes(train_config.batch_size)
-    plan = plan_sweep(configs, sizes, train_config, placement, samples.offset_severity)
+    budget = of_main(lambda: train_config.memory_budget or placement.memory)
+    planned = dataclasses.replace(train_config, memory_budget=budget)
+    plan = plan_sweep(configs, sizes, planned, placement, samples.offset_severity)
     members: dict[int, Member] = {}
     warned: set[DataSlice] = set()
     with ExitStack() as stack:
@@ -153,17 +170,25 @@ def train_sweep(
             preempted = stack.enter_context(preemption_notice())
         if samples.live is not None:
             stack.enter_context(samples.live.following(preempted))
-        if progress:
+        if progress and is_main():
             display = shown_progress(len(configs), train_config.epochs)
             callbacks = [stack.enter_context(display), *callbacks]
         work = [
             float(group.flops_per_step * samples.sizes[group.data_slice][0])
             for group in plan.groups
         ]
-        announcer = Announcer(plan.groups, work, configs, train_config.epochs, callbacks)
-        writer = None
+        listeners = callbacks if is_main() else ()
+        announcer = Announcer(plan.groups, work, configs, train_config.epochs, listeners)
         if output is not None:
-            writer = stack.enter_context(writing_sweep(output, overwrite=overwrite))
+            writer = enter(stack, writing_sweep(output, overwrite=overwrite))
+            check_sees(Path(output))
+
+        def keep(i: int, member: Member) -> None:
+            if output is None:
+                members[i] = member
+            else:
+                of_main(lambda: writer.write(i, member))
+
         needs = [
             _needs(group, configs, train_config, optimizer, placement, samples)
             for group in plan.groups
@@ -231,13 +256,10 @@ def train_sweep(
             announcer.scored(i, [_scalars(score) for score in scores])
             for member, result in zip(group.members, trained, strict=True):
                 _warn_of_outliers(result, x_val.shape[0], warned)
-                if writer:
-                    writer.write(member, result)
-                else:
-                    members[member] = result
-        if writer:
-            writer.finish(train_config, data)
-    if progress:
+                keep(member, result)
+        if output is not None:
+            of_main(lambda: writer.finish(train_config, data))
+    if progress and is_main():
         print(compilations, file=sys.stderr)
     if output is not None:
         return SweepResult.load(output)
@@ -387,7 +409,7 @@ def _train_group(
     train_config: TrainConfig,
     last_part: int,
     checkpoints: GroupCheckpoints | None,
-    preempted: Event | None,
+    preempted: Notice | None,
     announcer: Announcer,
     i: int,
 ) -> tuple[Arrays, Arrays, np.ndarray]:
@@ -431,7 +453,7 @@ def _train_group(
             raise Preempted("stopped by SIGTERM while live samples were awaited") from error
         state, losses = train_epoch(state, hyper, batches, first_step, program=program)
         del batches
-        losses = losses[:, :num_members]
+        losses = readable(losses[:, :num_members])
         if part > first_part:
             # One part behind, so that the device never waits, neither for the next part nor for
             # who is told, and no more parts lie ready than were planned.
@@ -476,7 +498,7 @@ def _members(
     # Samples whose squares overflow have an infinite error under any SAE.
     overflows = not np.isfinite(sum(np.vdot(block, block) for block in blocks(scored)))
     for i, (config, score) in enumerate(zip(configs, scores, strict=True)):
-        own = jax.device_get({name: array[i] for name, array in (params | kept).items()})
+        own = gathered({name: array[i] for name, array in (params | kept).items()})
         scalars = _scalars(score)
         firing_rate = np.asarray(score["firing_rate"])
         history = losses[:, i].copy()
@@ -510,7 +532,14 @@ def _scores(
     scores: dict[int, dict[str, float | int | np.ndarray]] = {}
     for members, (params, kept, hyper) in shares:
         found = evaluate_group(
-            program.template, params, kept, hyper, x_val, target=y_val, part_size=part_size
+            program.template,
+            params,
+            kept,
+            hyper,
+            x_val,
+            target=y_val,
+            part_size=part_size,
+            fetch=gathered,
         )
         scores |= zip(members, found, strict=True)
     return [scores[i] for i in range(len(group.members))]

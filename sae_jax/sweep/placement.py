@@ -37,7 +37,7 @@ class Placement:
     @classmethod
     def default(cls) -> Self:
         """JAX's first device, for everything."""
-        return cls(tuple(jax.devices()[:1]))
+        return cls(tuple(jax.local_devices()[:1]))
 
     @classmethod
     def of(cls, train_config: TrainConfig, configs: Sequence[SAEConfig]) -> Self:
@@ -47,7 +47,7 @@ class Placement:
         may train together, and `data` those that are left, as far as they divide a batch.
 
         Raises:
-          ValueError: if there are fewer devices than the mesh needs.
+          ValueError: if there are fewer devices than the mesh needs, or a process has none of them.
         """
         devices = jax.devices()
         if train_config.mesh is not None:
@@ -64,7 +64,17 @@ class Placement:
                 f"mesh is {train_config.mesh!r}, of {math.prod(shape)} devices; there are"
                 f" {len(devices)}: {devices}"
             )
-        return cls(tuple(devices[: math.prod(shape)]), shape)
+        placement = cls(tuple(devices[: math.prod(shape)]), shape)
+        processes = {device.process_index for device in placement.devices}
+        if len(processes) < jax.process_count():
+            named = ",".join(f"{name}:{n}" for name, n in zip(MESH_AXES, shape, strict=True))
+            raise ValueError(
+                f"mesh is '{named}', which has devices of {len(processes)} of"
+                f" {jax.process_count()} processes; expected devices of each: there are"
+                f" {len(devices)} of them, and `data` takes as many as divide the"
+                f" {train_config.batch_size} samples of a batch"
+            )
+        return placement
 
     def __str__(self) -> str:
         axes = zip(MESH_AXES, self.shape, strict=True)
@@ -78,11 +88,13 @@ class Placement:
 
     @property
     def memory(self) -> int:
-        """Bytes of each device that a group may take unless the user says otherwise."""
-        stats = self.devices[0].memory_stats()
+        """Bytes of each device that a group may take unless the user says otherwise, as this
+        process sees it."""
+        own = [device for device in self.devices if device.process_index == jax.process_index()]
+        stats = own[0].memory_stats()
         if stats and "bytes_limit" in stats:
             return int(0.8 * stats["bytes_limit"])
-        return memory_limit() // 2 // len(self.devices)
+        return memory_limit() // 2 // len(own)
 
     @property
     def divides_members(self) -> bool:
@@ -99,7 +111,32 @@ class Placement:
 
     def put(self, tree: Any) -> Any:
         """A pytree of arrays, whole on every device."""
-        return jax.device_put(tree, self._sharding())
+        return jax.tree.map(partial(_put, sharding=self._sharding()), tree)
+
+    def own_rows(self, batch_size: int) -> np.ndarray:
+        """The rows of a batch, in order, of which this process's devices have a share."""
+        shares = self._sharding(DATA).addressable_devices_indices_map((batch_size,)).values()
+        return np.unique([np.arange(batch_size)[share] for share in shares])
+
+    def put_divided(self, batches: Any, batch_size: int) -> Any:
+        """A pytree of batches, each of them shared out.
+
+        Args:
+          batches: arrays `[steps, r, ...]` of the r rows that `own_rows` names.
+          batch_size: number of rows of a whole batch.
+        """
+        rows, sharding = self.own_rows(batch_size), self._sharding(None, DATA)
+
+        def put(leaf: np.ndarray) -> jax.Array:
+            def share(index: Any) -> np.ndarray:
+                start, stop, _ = index[1].indices(batch_size)
+                first = np.searchsorted(rows, start)
+                return leaf[:, first : first + stop - start]
+
+            shape = leaf.shape[0], batch_size, *leaf.shape[2:]
+            return jax.make_array_from_callback(shape, sharding, share)
+
+        return jax.tree.map(put, batches)
 
     def spread(self, tree: Any, width: int | None = None) -> Any:
         """A pytree of arrays of members, leading axis M, each on the devices of its member.
@@ -117,8 +154,7 @@ class Placement:
             if missing:
                 leaf = np.concatenate([leaf, np.repeat(leaf[-1:], missing, axis=0)])
             sharding = self._sharding(*self._axes(leaf.shape, width))
-            may_alias = False if isinstance(leaf, np.ndarray) else None
-            return jax.device_put(leaf, sharding, may_alias=may_alias)
+            return _put(leaf, sharding, may_alias=False if isinstance(leaf, np.ndarray) else None)
 
         return jax.tree.map(placed, tree)
 
@@ -216,6 +252,20 @@ def share(tree: Any, first: jax.Array | int, *, at_once: int, placement: Placeme
         return jax.lax.dynamic_slice_in_dim(leaf, first, at_once)
 
     return placement.on_each(partial(jax.tree.map, of_leaf))(tree)
+
+
+def _put(leaf: Any, sharding: Sharding, may_alias: bool | None = None) -> jax.Array:
+    """An array where a sharding wants it; each process puts what its own devices have of it."""
+    is_global = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    if sharding.is_fully_addressable or is_global:
+        return jax.device_put(leaf, sharding, may_alias=may_alias)
+    # JAX would first send the whole array around, to see that all processes have the same.
+    leaf = np.asarray(leaf)
+    shares = [
+        jax.device_put(leaf[index], device, may_alias=may_alias)
+        for device, index in sharding.addressable_devices_indices_map(leaf.shape).items()
+    ]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shares)
 
 
 def _largest_divisor(number: int, up_to: int) -> int:

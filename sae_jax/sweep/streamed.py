@@ -13,8 +13,6 @@ from sae_jax.sweep.placement import Placement
 # Threads that read, a part each, so that a disk has several requests to serve.
 NUM_READERS = 4
 
-_ALL = grain.sharding.NoSharding()
-
 
 class Streamed:
     """Samples that stay where they are, in the shards of a store, read a few batches at a time.
@@ -32,7 +30,6 @@ class Streamed:
         steps_per_part: int,
         placement: Placement,
         target: Matrix | None = None,
-        share: grain.sharding.ShardOptions = _ALL,
     ):
         """Reads nothing.
 
@@ -40,17 +37,15 @@ class Streamed:
           x: `[n, D]`.
           batch_size: samples b a step.
           steps_per_part: full batches that are read, and trained on, at a time.
-          placement: where they are put.
+          placement: where they are put; only what this process's devices have of a batch is read.
           target: `[n, D_out]`.
-          share: the rows of each batch that this process reads, as equal and contiguous as they
-            can be.
         """
         self.num_samples, self.d_in = x.shape
         self._samples = Samples(x, target)
         self._batch_size, self._steps_per_part = batch_size, steps_per_part
         self._num_full = self.num_samples // batch_size
         self.parts_per_epoch = max(1, -(-self._num_full // steps_per_part))
-        self._placement, self._share = placement, share
+        self._placement, self._own_rows = placement, placement.own_rows(batch_size)
         self._live = live_of(x)
 
     def first_step(self, part: int) -> int:
@@ -82,7 +77,10 @@ class Streamed:
             order = self._order(data_seed, epoch)
             of_epoch = grain.MapDataset.source(_Parts(self, order))[start:stop]
             for batches in of_epoch.to_iter_dataset(read_ahead):
-                yield self._placement.put(batches)
+                yield Batches(
+                    self._placement.put_divided(batches.full, self._batch_size),
+                    self._placement.put(batches.rest),
+                )
             first += stop - start
 
     def _order(self, data_seed: int, epoch: int) -> np.ndarray | WindowedOrder:
@@ -91,13 +89,16 @@ class Streamed:
         return np.asarray(epoch_order(data_seed, epoch, self.num_samples))
 
     def read(self, order: np.ndarray | WindowedOrder, part: int) -> Batches:
-        """A part of an epoch that visits the samples in an order `[n]`; arrays of NumPy."""
+        """A part of an epoch that visits the samples in an order `[n]`; arrays of NumPy.
+
+        Of full batches it has this process's rows alone; what is left over is whole everywhere.
+        """
         start = part * self._steps_per_part
         stop = min(start + self._steps_per_part, self._num_full)
         is_last = part + 1 == self.parts_per_epoch
         full = order[start * self._batch_size : stop * self._batch_size]
-        full = self._of_share(full.reshape(stop - start, self._batch_size))
-        rest = self._of_share(order[stop * self._batch_size :] if is_last else order[:0])
+        full = full.reshape(stop - start, self._batch_size)[:, self._own_rows]
+        rest = order[stop * self._batch_size :] if is_last else order[:0]
 
         def batches(x: Matrix) -> np.ndarray:
             return x[full.ravel()].reshape(*full.shape, x.shape[1])
@@ -105,11 +106,6 @@ class Streamed:
         return Batches(
             jax.tree.map(batches, self._samples), jax.tree.map(lambda x: x[rest], self._samples)
         )
-
-    def _of_share(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of a batch, `[..., b]`, that this process reads."""
-        share = self._share
-        return np.array_split(rows, share.shard_count, axis=-1)[share.shard_index]
 
 
 class _Parts(grain.sources.RandomAccessDataSource):
