@@ -4,6 +4,7 @@ import dataclasses
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 
@@ -36,7 +37,7 @@ def counted_compilations() -> Iterator[Compilations]:
     """Counts what is compiled meanwhile; the caller's thread is the one that trains."""
     found, lock, trains = Compilations(), threading.Lock(), threading.get_ident()
 
-    def listen(event: str, seconds: float, **_: str | int) -> None:
+    def listen(event: str, seconds: float, **_: Any) -> None:
         if event == _EVENT:
             with lock:
                 found.count += 1

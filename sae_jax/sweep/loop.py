@@ -36,6 +36,7 @@ from sae_jax.sweep.processes import (
     check_sees,
     enter,
     gathered,
+    is_alone,
     is_main,
     of_main,
     readable,
@@ -43,6 +44,7 @@ from sae_jax.sweep.processes import (
 from sae_jax.sweep.progress import shown_progress
 from sae_jax.sweep.provenance import described
 from sae_jax.sweep.result import (
+    PARTIAL_NAME,
     Member,
     SweepResult,
     check_data,
@@ -181,7 +183,7 @@ def train_sweep(
         announcer = Announcer(plan.groups, work, configs, train_config.epochs, listeners)
         if output is not None:
             writer = enter(stack, writing_sweep(output, overwrite=overwrite))
-            check_sees(Path(output))
+            check_sees(Path(output) / PARTIAL_NAME)  # Made just now, in the folder itself.
 
         def keep(i: int, member: Member) -> None:
             if output is None:
@@ -194,7 +196,7 @@ def train_sweep(
             for group in plan.groups
         ]
         compilations = stack.enter_context(counted_compilations())
-        ahead = stack.enter_context(CompilingAhead(needs, compilations))
+        ahead = stack.enter_context(CompilingAhead(needs if is_alone() else (), compilations))
         windows = _windows(samples.live)
         begun: dict[int, tuple[Normalized, float, np.ndarray]] = {}
         # Every group trains on a window of live samples before it goes; its state waits in its
@@ -427,6 +429,7 @@ def _train_group(
         template = jax.eval_shape(lambda: jax.tree.map(lambda a: a[:num_members], initial()))
         restored = checkpoints.restore(template, source.first_step, place)
     first_part, state, *history = restored or (0, initial())
+    check_same({"checkpoint": first_part})
     del restored  # It holds a state, and each part gives up the one before.
     state = place(state)
     per_epoch = source.parts_per_epoch

@@ -9,6 +9,7 @@ process nothing here does anything.
 import hashlib
 import itertools
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -21,6 +22,8 @@ Value = TypeVar("Value")
 
 # Process 0 may compile or write for hours. If it dies the coordination service says so.
 _PATIENCE_MS = 2**31 - 1
+# NFS may remember for a minute, as long as its `acdirmax`, that a file was not there.
+_SECONDS_UNSEEN = 70
 _FOLDER = "sae_jax"
 
 _numbers = itertools.count()
@@ -33,6 +36,11 @@ class MainFailed(RuntimeError):
 def is_main() -> bool:
     """Whether this is process 0, which alone decides, writes and speaks."""
     return jax.process_index() == 0
+
+
+def is_alone() -> bool:
+    """Whether there is no other process, so that nothing has to go in the same order elsewhere."""
+    return jax.process_count() == 1
 
 
 def of_main(work: Callable[[], Value]) -> Value:
@@ -109,8 +117,11 @@ def check_sees(path: Path) -> None:
     """Refuses a folder that the processes do not share.
 
     Raises:
-      ValueError: if this process does not see a path that process 0 has written.
+      ValueError: if this process does not come to see a path that process 0 has written.
     """
+    end = time.monotonic() + _SECONDS_UNSEEN
+    while not path.exists() and not is_main() and time.monotonic() < end:
+        time.sleep(0.1)
     if not path.exists():
         raise ValueError(
             f"process {jax.process_index()} does not see {path}, which process 0 wrote; expected a"

@@ -32,7 +32,7 @@ _FORMAT = "sae_jax_sweep"
 _FORMAT_VERSION = 2
 # Version 1 kept the histories of all members in one file.
 _ARRAYS_NAME_1 = "arrays.npz"
-_PARTIAL_NAME = ".members.partial"
+PARTIAL_NAME = ".members.partial"
 
 # What reading raises if files are missing, cut off, or hold something else.
 _DAMAGES = (
@@ -187,7 +187,7 @@ class SweepWriter:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._partial = folder / _PARTIAL_NAME
+        self._partial = folder / PARTIAL_NAME
         self._entries: dict[int, dict[str, Any]] = {}
 
     def write(self, i: int, member: Member) -> None:
@@ -245,7 +245,7 @@ def writing_sweep(folder: str | Path, *, overwrite: bool = False) -> Iterator[Sw
     try:
         with lock(folder):
             check_free(folder, overwrite)  # Another process may have been faster.
-            partial = folder / _PARTIAL_NAME
+            partial = folder / PARTIAL_NAME
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             try:
@@ -358,7 +358,7 @@ def check_free(folder: Path, overwrite: bool, marker: str = MANIFEST_NAME) -> No
         return
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; expected a folder, or nothing there")
-    ours = (LOCK_NAME, _PARTIAL_NAME)
+    ours = (LOCK_NAME, PARTIAL_NAME)
     found = sorted(path.name for path in folder.iterdir() if path.name not in ours)
     if found and not overwrite:
         raise ValueError(
