@@ -9,6 +9,7 @@ from paper.comparisons import Comparison, outcomes
 from paper.correlation import rank_correlation
 from paper.document import DOCUMENT, RESULTS, rendered
 from paper.tables import Tables
+from paper.verdicts import Verdicts
 from scipy import stats
 
 A = [0.10, 0.12, 0.09, 0.11, 0.13]
@@ -91,6 +92,27 @@ def test_the_rank_correlations_interval_is_wider_where_groups_are_alike():
     _, low_alone, high_alone = rank_correlation(x, y, np.arange(72))
     assert low < rho < high
     assert high - low > 1.5 * (high_alone - low_alone)
+
+
+def test_slices_of_the_map_are_counted(tmp_path):
+    dead = {
+        # By slice and arm, at K = 10 and 20 of d = 512.
+        (5, "none"): (0.5, 0.2),
+        (5, "center"): (0.3, 0.004),
+        (9, "none"): (0.4, 0.009),
+        (9, "center"): (0.0, 0.02),
+    }
+    with (tmp_path / "map.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["layer", "position", "k", "d_sae", "normalize", "dead_fraction"])
+        for (layer, arm), shares in dead.items():
+            writer.writerows([layer, 0, k, 512, arm, s] for k, s in zip((10, 20), shares))
+    tables = Tables(tmp_path)
+    verdicts = Verdicts(tables, {})
+    assert verdicts.critical_ks("none") == "K = 20 on 1, none tested on 1"
+    assert verdicts.critical_ks("center") == "K = 10 on 1, K = 20 on 1"
+    assert verdicts.pairs("map", "dead_fraction") == (3, 4)
+    assert tables.count("map", "dead_fraction", 0.02, normalize="center") == 3
 
 
 def test_the_document_says_what_its_tables_say():

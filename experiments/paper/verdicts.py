@@ -170,6 +170,15 @@ class Verdicts:
             found.append(f"none tested on {none}")
         return ", ".join(found)
 
+    def pairs(self, table: str, column: str) -> tuple[int, int]:
+        """In how many of all pairs of members a column is smaller centered than raw."""
+        arms: dict[str, dict[tuple[float, ...], float]] = {"none": {}, "center": {}}
+        for row in self._tables[table]:
+            setting = tuple(row[name] for name in ("layer", "position", "k", "d_sae"))
+            arms[row["normalize"]][setting] = row[column]
+        raw, centered = arms["none"], arms["center"]
+        return sum(centered[setting] < raw[setting] for setting in raw), len(raw)
+
     def rank_correlation(self, table: str, column: str, **match: Any) -> str:
         """Spearman's correlation of a column with the offset severity, over slices."""
         rows = self._tables.rows(table, match)

@@ -37,13 +37,13 @@ def counted_compilations() -> Iterator[Compilations]:
     """Counts what is compiled meanwhile; the caller's thread is the one that trains."""
     found, lock, trains = Compilations(), threading.Lock(), threading.get_ident()
 
-    def listen(event: str, seconds: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event == _EVENT:
             with lock:
                 found.count += 1
-                found.seconds += seconds
+                found.seconds += duration_secs
                 if threading.get_ident() == trains:
-                    found.waited += seconds
+                    found.waited += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
