@@ -106,7 +106,9 @@ def test_slices_of_the_map_are_counted(tmp_path):
         writer = csv.writer(file)
         writer.writerow(["layer", "position", "k", "d_sae", "normalize", "dead_fraction"])
         for (layer, arm), shares in dead.items():
-            writer.writerows([layer, 0, k, 512, arm, s] for k, s in zip((10, 20), shares))
+            writer.writerows(
+                [layer, 0, k, 512, arm, s] for k, s in zip((10, 20), shares, strict=True)
+            )
     tables = Tables(tmp_path)
     verdicts = Verdicts(tables, {})
     assert verdicts.critical_ks("none") == "K = 20 on 1, none tested on 1"
