@@ -127,7 +127,9 @@ def test_two_processors_take_somewhat_less_than_formulas_say(products, memory, m
 
 def devices(chip, number, platform):
     stats = {"bytes_limit": chip.memory}
-    return (SimpleNamespace(platform=platform, memory_stats=lambda: stats),) * number
+    return (
+        SimpleNamespace(process_index=0, platform=platform, memory_stats=lambda: stats),
+    ) * number
 
 
 def grid_rows():

@@ -79,11 +79,12 @@ def test_an_error_of_a_listener_ends_the_sweep_and_checkpoints_go_on(told, split
 def test_without_a_terminal_every_event_is_a_line(split, capsys):
     train_sweep(SWEEP, *split, CONFIG)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 * (1 + 3 + 1)
+    assert len(lines) == 2 * (1 + 3 + 1) + 1
     assert lines[0] == "group 1 of 2: compiling dense for 2 SAEs of d_sae <= 16"
     assert lines[2].startswith("group 1 of 2, epoch 2 of 3: loss ")
     assert lines[2].endswith(" left")
-    assert lines[-1].startswith("group 2 of 2: fvu ")
+    assert lines[-2].startswith("group 2 of 2: fvu ")
+    assert lines[-1].startswith("compiled ")
 
 
 def test_the_time_left_follows_from_pace_and_preparation(monkeypatch):

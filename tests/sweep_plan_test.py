@@ -18,7 +18,9 @@ MIB = 2**20
 
 def on(platform, stats=None):
     """A placement on a device that is not there."""
-    return Placement((SimpleNamespace(platform=platform, memory_stats=lambda: stats),))
+    return Placement(
+        (SimpleNamespace(process_index=0, platform=platform, memory_stats=lambda: stats),)
+    )
 
 
 def on_many(shape, platform="gpu"):

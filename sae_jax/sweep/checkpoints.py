@@ -343,10 +343,12 @@ def _checked_manifest(path: Path, identity: Mapping[str, Any]) -> tuple[Plan, st
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if differences := _differences(there, _flat(identity), "{} was {}, is {}"):
         raise ValueError(f"{path.parent} holds checkpoints of another sweep: {differences}")
-    if versions != _versions():
+    # Those of an earlier sae-jax name fewer packages.
+    now = {package: _versions().get(package) for package in versions}
+    if versions != now:
         warnings.warn(
             f"the checkpoints in {path.parent} were made with {versions}, this is"
-            f" {_versions()}; results may differ in the last digits",
+            f" {now}; results may differ in the last digits",
             stacklevel=3,
         )
     return Plan(groups), layout
