@@ -132,7 +132,7 @@ def check_sees(path: Path) -> None:
 def note(name: str) -> None:
     """Tells all processes that something happened, once and for all."""
     if jax.process_count() > 1:
-        _client().key_value_set(f"{_FOLDER}/notes/{name}/", "", allow_overwrite=True)
+        _client().key_value_set(f"{_FOLDER}/notes/{name}/told", "", allow_overwrite=True)
 
 
 def is_noted(name: str) -> bool:
