@@ -112,7 +112,7 @@ def slices(tables: Tables) -> Figure:
     axes[0].set(xscale="log", xlabel="offset severity", ylabel="dead latents [%]")
     for formatter in (axes[0].xaxis.set_major_formatter, axes[0].xaxis.set_minor_formatter):
         formatter("{x:g}")
-    axes[0].set_title("one point a layer and position, d = 512, K = 50")
+    axes[0].set_title("each layer and thought, d = 512, K = 50", fontsize=10)
     axes[0].legend(fontsize="small")
     return figure
 
