@@ -1,7 +1,6 @@
 """Programs are compiled once, on another thread where that saves waiting, and are counted."""
 
 import threading
-from collections import Counter
 from contextlib import contextmanager
 
 import jax
@@ -98,10 +97,3 @@ def test_an_optimizer_that_fails_fails_the_sweep():
         train_sweep(
             [SAEConfig(26, 2)], x, x, TrainConfig(epochs=1), optimizer=broken, progress=False
         )
-
-
-def test_names_of_programs_are_jaxs():
-    # Or the counts above would be of nothing.
-    with compilations() as found:
-        jax.jit(lambda x: x + 1).lower(np.ones(33, np.float32)).compile()
-    assert Counter(trains for _, trains in found) == {True: 1}
