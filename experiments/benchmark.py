@@ -16,6 +16,10 @@ take part if they are installed.
     grid       the 14 members of the published experiment's open questions through
                `train_sweep`, compilation and scores included, and the same as a loop
     memory     peak memory of the headline's contenders, a process each
+    accelerator   the published grid and the 1,152 SAEs of its sibling, from a store to a scored
+               table: SAEs a minute, share of the peak, padding and memory. Not among the default
+               ones, since it is made for a GPU or TPU: the 1,152 take the better part of an hour on
+               2 cores
 
 A section takes minutes on 2 CPU cores. On a Zen 5 expect the headline at 2.2 times the PyTorch
 loop in float32 (2.6 times on real --activations), and 2.7 to 3.5 times in bfloat16.
@@ -26,10 +30,12 @@ import multiprocessing
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import command
+import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,12 +52,11 @@ from contenders import (
 
 import sae_jax
 from sae_jax.markdown import markdown_table
-from sae_jax.report import reference
+from sae_jax.ops.matmul import COMPUTE_DTYPES, matmul
 from sae_jax.report.tables import write_csv
 
 HEADLINE = Workload()
 LARGE = Workload(members=1, d_sae=16384, k=64, d_in=576, num_samples=2048)
-PUBLISHED_GRID = reference.grid(num_seeds=1)
 SHORT = dataclasses.replace(HEADLINE, num_samples=1024)
 GROWTH = {
     "members": [dataclasses.replace(SHORT, members=m) for m in (1, 2, 4, 8, 16, 32)],
@@ -79,13 +84,23 @@ GROWTH_CONTENDERS = {
 _SECTIONS = flags.DEFINE_multi_enum(
     "sections",
     ["headline", "architectures", "large", *GROWTH, "grid", "memory"],
-    ["headline", "architectures", "large", *GROWTH, "grid", "memory"],
+    ["headline", "architectures", "large", *GROWTH, "grid", "memory", "accelerator"],
     "What to measure.",
 )
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Interleaved repeats; the median counts.")
 _GRID_EPOCHS = flags.DEFINE_integer("grid_epochs", 25, "Epochs of the grid by train_sweep.")
 _LOOP_EPOCHS = flags.DEFINE_integer(
     "loop_epochs", 25, "Epochs of the grid by the PyTorch loop, scaled to --grid_epochs."
+)
+_GRIDS = flags.DEFINE_multi_enum(
+    "grids", ["published", "sibling"], ["published", "sibling"], "Grids of the accelerator section."
+)
+_EPOCHS = flags.DEFINE_integer("epochs", 25, "Epochs of the accelerator section.")
+_DTYPES = flags.DEFINE_multi_enum(
+    "dtypes", ["float32"], COMPUTE_DTYPES, "Of the products of the accelerator section."
+)
+_MEMORY_BUDGET = flags.DEFINE_string(
+    "memory_budget", None, "What a group of the accelerator section may take, such as 6GiB."
 )
 _ACTIVATIONS = flags.DEFINE_string(
     "activations", None, "A .npy file [n, d_in] of real activations, instead of made-up ones."
@@ -108,6 +123,8 @@ def work() -> None:
             rows = compare([LARGE], CONTENDERS)
         elif section == "grid":
             rows = grid_rows()
+        elif section == "accelerator":
+            rows = accelerator_rows()
         elif section == "memory":
             rows = memory_rows(HEADLINE) + memory_rows(LARGE)
         else:
@@ -226,13 +243,13 @@ def grid_rows() -> list[Row]:
         jax.clear_caches()
         config = sae_jax.TrainConfig(epochs=_GRID_EPOCHS.value, **option)
         start = time.perf_counter()
-        result = sae_jax.train_sweep(PUBLISHED_GRID, train, val, config, progress=False)
+        result = sae_jax.train_sweep(grids.PUBLISHED, train, val, config, progress=False)
         seconds = time.perf_counter() - start
         variances = [member.metrics["explained_variance"] for member in result.members]
         name = ", ".join(["sae_jax", *(f"{name} {value}" for name, value in option.items())])
         rows.append(_grid_row(name, _GRID_EPOCHS.value, seconds, variances))
     start = time.perf_counter()
-    for config in PUBLISHED_GRID:
+    for config in grids.PUBLISHED:
         workload = Workload(1, config.d_sae, config.k, HEADLINE.d_in, len(train))
         runner = LOOPS[TORCH_LOOP](workload, train)
         for _ in range(_LOOP_EPOCHS.value):
@@ -247,11 +264,33 @@ def grid_rows() -> list[Row]:
 def _grid_row(name: str, epochs: int, seconds: float, variances: list[float]) -> Row:
     return {
         "contender": name,
-        "members": len(PUBLISHED_GRID),
+        "members": len(grids.PUBLISHED),
         "measured_epochs": epochs,
         "seconds": seconds,
         "mean_explained_variance": float(np.mean(variances)) if variances else float("nan"),
     }
+
+
+def accelerator_rows() -> list[Row]:
+    """Each grid at each dtype, in this process."""
+    a = jnp.ones((8192, 8192) if jax.default_backend() != "cpu" else (2048, 2048))
+    rows: list[Row] = []
+    for dtype in _DTYPES.value:
+        product = partial(jax.jit(matmul, static_argnums=2), a, a, dtype)
+        seconds = interleaved_medians({dtype: partial(_finished, product)}, 9)[dtype]
+        train_config = sae_jax.TrainConfig(
+            epochs=_EPOCHS.value,
+            compute_dtype=dtype,
+            memory_budget=command.num_bytes(_MEMORY_BUDGET),
+        )
+        for name in _GRIDS.value:
+            case = grids.Case(name, getattr(grids, name.upper()), train_config)
+            rows.append(grids.row(case, 2 * len(a) ** 3 / seconds))
+    return rows
+
+
+def _finished(run: Callable[[], jax.Array]) -> jax.Array:
+    return run().block_until_ready()
 
 
 def memory_rows(workload: Workload) -> list[Row]:
@@ -273,17 +312,11 @@ def _added_memory(name: str, workload: Workload) -> float:
     """MiB by which the peak after two epochs exceeds the peak before preparing."""
     x = np.ones((workload.num_samples, workload.d_in), np.float32)
     x += np.random.default_rng(0).standard_normal(x.shape, np.float32)
-    before = _peak_mib()
+    before = grids.peak_mib()
     runner = CONTENDERS[name](workload, x)
     for _ in range(2):
         runner.run()
-    return _peak_mib() - before
-
-
-def _peak_mib() -> float:
-    """Peak memory of this process; `getrusage` would include that of its parent."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+    return grids.peak_mib() - before
 
 
 def print_table(rows: Sequence[Row]) -> None:

@@ -50,3 +50,23 @@ def numbers(flag: flags.FlagHolder, kind: type = int) -> list:
         raise ValueError(
             f"--{flag.name}={','.join(flag.value)}; allowed are {kind.__name__}s, comma-separated"
         ) from error
+
+
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "": 1}
+
+
+def num_bytes(flag: flags.FlagHolder) -> int | None:
+    """The bytes of a flag such as 6GiB, 500MiB or 1000000; `None` where it is not given.
+
+    Raises:
+      ValueError: if it is none of these.
+    """
+    if flag.value is None:
+        return None
+    unit = next(unit for unit in _UNITS if flag.value.endswith(unit))
+    try:
+        return int(float(flag.value.removesuffix(unit)) * _UNITS[unit])
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"--{flag.name}={flag.value}; allowed are bytes, such as 6GiB, 500MiB or 1000000"
+        ) from error

@@ -73,6 +73,12 @@ _KERNEL = flags.DEFINE_enum(
 _MESH = flags.DEFINE_string(
     "mesh", None, "Devices along each axis, as members:4,data:2; all of them by default."
 )
+_MEMORY_BUDGET = flags.DEFINE_string(
+    "memory_budget",
+    None,
+    "Bytes of each device that training or scoring a group may take, such as 6GiB; by default"
+    " half of the memory, and most of an accelerator's.",
+)
 _STREAM = flags.DEFINE_bool(
     "stream",
     None,
@@ -127,6 +133,7 @@ def run(output: Path, checkpoints: Path) -> None:
         batch_size=_BATCH_SIZE.value,
         compute_dtype=_COMPUTE_DTYPE.value,
         kernel=_KERNEL.value,
+        memory_budget=command.num_bytes(_MEMORY_BUDGET),
         mesh=_MESH.value,
         stream=_STREAM.value,
     )

@@ -168,7 +168,7 @@ class Crash(Exception):
 
 @pytest.mark.parametrize("num_calls", [1, 4, 9, 22])
 def test_a_crash_in_training_costs_nothing_that_is_gone(tmp_path, whole, num_calls):
-    train_epoch, calls = sae_jax.sweep.loop.train_epoch, []
+    train_epoch, calls = sae_jax.sweep.epochs.train_epoch, []
 
     def crashing(*args, **kwargs):
         calls.append(args)
@@ -179,7 +179,7 @@ def test_a_crash_in_training_costs_nothing_that_is_gone(tmp_path, whole, num_cal
     folder, checkpoints = tmp_path / "live", tmp_path / "checkpoints"
     with made(folder) as most:
         with (
-            mock.patch("sae_jax.sweep.loop.train_epoch", crashing),
+            mock.patch("sae_jax.sweep.epochs.train_epoch", crashing),
             pytest.raises(Crash),
         ):
             train(folder, checkpoints)
@@ -191,7 +191,7 @@ def test_a_finished_training_is_only_scored_again(tmp_path, whole):
     folder, checkpoints = tmp_path / "live", tmp_path / "checkpoints"
     with made(folder):
         train(folder, checkpoints)
-    with mock.patch("sae_jax.sweep.loop.train_epoch", side_effect=Crash):
+    with mock.patch("sae_jax.sweep.epochs.train_epoch", side_effect=Crash):
         assert_identical(train(folder, checkpoints), whole, but=["offset_severity"])
     with pytest.raises(ValueError, match="start in window 0 of .* 7 of 7 windows were trained on"):
         train(folder, tmp_path / "others")
@@ -290,7 +290,7 @@ def lock_is_held(folder):
 
 
 def test_preemption_stops_at_a_part_and_goes_on(tmp_path, whole):
-    train_epoch, calls = sae_jax.sweep.loop.train_epoch, []
+    train_epoch, calls = sae_jax.sweep.epochs.train_epoch, []
 
     def counted(*args, **kwargs):
         calls.append(args)
@@ -299,7 +299,7 @@ def test_preemption_stops_at_a_part_and_goes_on(tmp_path, whole):
         return train_epoch(*args, **kwargs)
 
     folder, checkpoints = tmp_path / "live", tmp_path / "checkpoints"
-    with made(folder), mock.patch("sae_jax.sweep.loop.train_epoch", counted):
+    with made(folder), mock.patch("sae_jax.sweep.epochs.train_epoch", counted):
         with pytest.raises(sae_jax.Preempted):
             train(folder, checkpoints)
         assert len(calls) == 8

@@ -316,18 +316,18 @@ def test_a_folder_whose_process_was_killed_at_once_is_used(uninterrupted, tmp_pa
 def test_a_second_run_is_refused_and_the_first_goes_on(uninterrupted, tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints"
     refusals = []
-    train_epoch = sae_jax.sweep.loop.train_epoch
+    train_epoch = sae_jax.sweep.epochs.train_epoch
 
     def with_a_rival(*args, **kwargs):
         with monkeypatch.context() as patch:
-            patch.setattr("sae_jax.sweep.loop.train_epoch", train_epoch)
+            patch.setattr("sae_jax.sweep.epochs.train_epoch", train_epoch)
             with pytest.raises(ValueError, match=f"another process is writing to {folder}") as it:
                 train(folder)
         refusals.append(it)
         return train_epoch(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sae_jax.sweep.loop.train_epoch", with_a_rival)
+        patch.setattr("sae_jax.sweep.epochs.train_epoch", with_a_rival)
         assert_identical(train(folder, checkpoint_every=1), uninterrupted)
     assert len(refusals) == 12
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -255,7 +256,7 @@ def test_a_streamed_sweep_is_the_one_in_memory(store, streamed):
 
 
 def test_a_stopped_run_continues_at_the_exact_batch(store, streamed, tmp_path):
-    train_epoch, calls, events = sae_jax.sweep.loop.train_epoch, [], []
+    train_epoch, calls, events = sae_jax.sweep.epochs.train_epoch, [], []
 
     def counted(*args, **kwargs):
         calls.append(int(args[3]))
@@ -264,7 +265,7 @@ def test_a_stopped_run_continues_at_the_exact_batch(store, streamed, tmp_path):
         return train_epoch(*args, **kwargs)
 
     def run():
-        with mock.patch("sae_jax.sweep.loop.train_epoch", counted):
+        with mock.patch("sae_jax.sweep.epochs.train_epoch", counted):
             return train(store, True, checkpoint_dir=tmp_path / "c", callbacks=[events.append])
 
     with pytest.raises(sae_jax.Preempted, match=r"after epoch 0\.\d+ of a group"):
@@ -301,8 +302,8 @@ def test_rows_of_a_large_store_are_no_objects(tmp_path):
 
 
 ROOM = 2**28
-SHARD_BYTES = 2**24
-WIDTH = 1024
+SHARD_BYTES = 2**25
+WIDTH = 8192
 
 
 def large_store(folder, num_shards):
@@ -321,47 +322,52 @@ def large_store(folder, num_shards):
     return str(folder)
 
 
-@pytest.mark.slow
-def test_a_store_of_ten_times_the_room_that_a_limit_leaves_trains_in_flat_memory(tmp_path):
-    """The limit is on the address space, and leaves so much beside what JAX takes to start."""
-    small = large_store(tmp_path / "small", 10)
-    large = large_store(tmp_path / "large", 10 * ROOM // SHARD_BYTES)
-    program = f"""
-        import resource
-        from pathlib import Path
-        import sae_jax, sae_jax.sweep.loop as loop
+TRAINING = """
+    import re
+    from pathlib import Path
+    import sae_jax, sae_jax.sweep.epochs as epochs
 
-        train_epoch, resident = loop.train_epoch, []
+    train_epoch, resident = epochs.train_epoch, []
 
-        def pages():
-            taken, resident = Path("/proc/self/statm").read_text().split()[:2]
-            return int(taken) * resource.getpagesize(), int(resident) * resource.getpagesize()
+    def num_bytes(name):
+        found = re.search(rf"{name}:\\s*(\\d+) kB", Path("/proc/self/status").read_text())
+        return 1024 * int(found[1])
 
-        def watched(*args, **kwargs):
-            resident.append(pages()[1])
-            return train_epoch(*args, **kwargs)
+    def watched(*args, **kwargs):
+        resident.append(num_bytes("VmRSS"))
+        return train_epoch(*args, **kwargs)
 
-        def train(folder):
-            split = sae_jax.ActivationStore.open(folder).select(0, "all").split(0.9)
-            config = sae_jax.TrainConfig(1, batch_size=128, stream=True, memory_budget=2**27)
-            member = sae_jax.SAEConfig(8, k=2)
-            return sae_jax.train_sweep([member], split.train, split.val, config, progress=False)
+    epochs.train_epoch = watched
+    split = sae_jax.ActivationStore.open(FOLDER).select(0, "all").split(0.9)
+    config = sae_jax.TrainConfig(1, batch_size=128, stream=True, memory_budget=2**27)
+    (member,) = sae_jax.train_sweep(
+        [sae_jax.SAEConfig(8, k=2)], split.train, split.val, config, progress=False
+    ).members
+    quarter = len(resident) // 4
+    early, late = max(resident[quarter : 2 * quarter]), max(resident[3 * quarter :])
+    print(len(member.losses), early, late, num_bytes("VmPeak"))
+"""
 
-        train({small!r})
-        limit = pages()[0] + {ROOM}
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        loop.train_epoch = watched
-        print(len(train({large!r}).members[0].losses))
-        quarter = len(resident) // 4
-        print(max(resident[quarter : 2 * quarter]), max(resident[3 * quarter :]))
-    """
+
+def trained_in_a_process(folder, address_space=resource.RLIM_INFINITY):
+    """Number of steps, memory early and late, and most address space, in bytes."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
+        [sys.executable, "-c", textwrap.dedent(TRAINING).replace("FOLDER", repr(folder))],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(sae_jax.__file__).parents[1])},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (address_space,) * 2),
     )
     assert done.returncode == 0, done.stderr
-    num_steps, early, late = map(int, done.stdout.split())
-    assert num_steps * 128 * 4 * WIDTH > 8.9 * ROOM
-    assert late < early + 2**25, f"{early} bytes resident early, {late} late"
+    return map(int, done.stdout.split())
+
+
+@pytest.mark.slow
+def test_a_store_of_ten_times_the_address_space_trains_in_flat_memory(tmp_path):
+    *_, address_space = trained_in_a_process(large_store(tmp_path / "small", 64))
+    limit = address_space + ROOM
+    large = large_store(tmp_path / "large", 10 * limit // SHARD_BYTES + 1)
+    num_steps, early, late, most = trained_in_a_process(large, limit)
+    assert most <= limit
+    assert num_steps * 128 * 4 * WIDTH > 8.9 * limit
+    assert late < early + 2**26, f"{early} bytes resident early, {late} late"

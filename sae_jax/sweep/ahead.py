@@ -18,9 +18,10 @@ from sae_jax.metrics.evaluate import EVAL_BATCH_SIZE, group_metrics, group_sums
 from sae_jax.sweep.batches import Samples, gathered
 from sae_jax.sweep.compilations import Compilations
 from sae_jax.sweep.hyperparameters import hyperparameters
-from sae_jax.sweep.placement import share
+from sae_jax.sweep.placement import Placement, share
 from sae_jax.sweep.plan import Group
-from sae_jax.sweep.step import Program, init_group, train_epoch
+from sae_jax.sweep.samples import SweepSamples
+from sae_jax.sweep.step import Optimizer, Program, init_group, train_epoch
 
 Task = Literal["training", "scoring"]
 
@@ -45,6 +46,31 @@ class Needs:
     sizes: tuple[int, int, int]
     num_val: int
     has_targets: bool
+
+    @classmethod
+    def of(
+        cls,
+        group: Group,
+        configs: Sequence[SAEConfig],
+        train_config: TrainConfig,
+        optimizer: Optimizer,
+        placement: Placement,
+        samples: SweepSamples,
+    ) -> "Needs":
+        """What a group's programs depend on."""
+        of_group = [configs[member] for member in group.members]
+        program = Program(
+            template=of_group[0].template,
+            optimizer=optimizer,
+            dtype=train_config.compute_dtype,
+            kernel=group.kernel,
+            k_max=group.k_max,
+            prefix_bounds=_prefix_bounds(of_group),
+            sequential=group.sequential,
+            placement=placement,
+        )
+        sizes, num_val = samples.sizes[group.data_slice], samples.num_val[group.data_slice]
+        return cls(group, program, of_group, train_config, sizes, num_val, samples.has_targets)
 
     @property
     def shapes(self) -> tuple[Any, ...]:
@@ -159,3 +185,9 @@ class CompilingAhead:
     ) -> None:
         """Drops what has not been compiled."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _prefix_bounds(configs: Sequence[SAEConfig]) -> tuple[int, ...] | None:
+    """The largest of the members' prefixes, one by one."""
+    sizes = zip(*(config.prefix_sizes for config in configs), strict=True)
+    return tuple(map(max, sizes)) or None

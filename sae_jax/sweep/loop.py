@@ -4,42 +4,37 @@ import dataclasses
 import itertools
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from sae_jax.activations.matrix import Live, Matrix, blocks
+from sae_jax.activations.matrix import Live
 from sae_jax.activations.slices import ActivationData, DataSlice, of_slice
 from sae_jax.architectures.functional import folded
 from sae_jax.architectures.registry import architecture_of
-from sae_jax.architectures.training import Arrays, Hyperparameters
 from sae_jax.configs import SAEConfig, TrainConfig
-from sae_jax.metrics.evaluate import evaluate_group
 from sae_jax.sweep.ahead import CompilingAhead, Needs
-from sae_jax.sweep.batches import BatchSource, InMemory
-from sae_jax.sweep.checkpoints import GroupCheckpoints, SweepCheckpoints
+from sae_jax.sweep.checkpoints import SweepCheckpoints
 from sae_jax.sweep.compilations import counted_compilations
+from sae_jax.sweep.epochs import source_of, train_group
 from sae_jax.sweep.events import Announcer, Callback
 from sae_jax.sweep.hyperparameters import hyperparameters
 from sae_jax.sweep.normalization import center_of, mean_and_scale
 from sae_jax.sweep.placement import Placement
-from sae_jax.sweep.plan import Group, Plan, plan_sweep
-from sae_jax.sweep.preemption import Notice, Preempted, preemption_notice
+from sae_jax.sweep.plan import Plan, plan_sweep
+from sae_jax.sweep.preemption import Preempted, preemption_notice
 from sae_jax.sweep.processes import (
     check_only,
     check_same,
     check_sees,
     enter,
-    gathered,
     is_alone,
     is_main,
     of_main,
-    readable,
 )
 from sae_jax.sweep.progress import shown_progress
 from sae_jax.sweep.provenance import described
@@ -49,16 +44,17 @@ from sae_jax.sweep.result import (
     SweepResult,
     check_data,
     check_free,
-    divergence,
     writing_sweep,
 )
 from sae_jax.sweep.samples import Normalized, SweepSamples
-from sae_jax.sweep.step import Optimizer, Program, adam, init_group, train_epoch
+from sae_jax.sweep.scores import (
+    members_of_group,
+    scalars,
+    scores_of_group,
+    warn_of_outliers,
+)
+from sae_jax.sweep.step import Optimizer, adam
 from sae_jax.sweep.streamed import Streamed
-
-# Above which share of the variance in 1 % of the rows a sweep warns; a normal distribution's is
-# below 0.02 in the widths of language models.
-MAX_OUTLIER_SHARE = 0.25
 
 
 def train_sweep(
@@ -192,7 +188,7 @@ def train_sweep(
                 of_main(lambda: writer.write(i, member))
 
         needs = [
-            _needs(group, configs, train_config, optimizer, placement, samples)
+            Needs.of(group, configs, train_config, optimizer, placement, samples)
             for group in plan.groups
         ]
         compilations = stack.enter_context(counted_compilations())
@@ -217,12 +213,12 @@ def train_sweep(
             hyper = placement.spread(
                 hyperparameters(group_configs, train_config, num_samples, d_in, scale)
             )
-            source = _source(given.x, given.y, group, train_config.batch_size, placement)
+            source = source_of(given.x, given.y, group, train_config.batch_size, placement)
             last_part = train_config.epochs * source.parts_per_epoch
             if samples.live and isinstance(source, Streamed):
                 last_part = source.last_part(window)
             ahead.await_programs(i, "training")
-            params, kept, losses = _train_group(
+            params, kept, losses = train_group(
                 group,
                 program,
                 hyper,
@@ -248,16 +244,16 @@ def train_sweep(
             x_val, y_val = samples.val(data_slice, streamed=streamed)
             part_size = group.steps_per_part and group.steps_per_part * train_config.batch_size
             ahead.await_programs(i, "scoring")
-            scores = _scores(group, program, params, kept, hyper, x_val, y_val, part_size)
+            scores = scores_of_group(group, program, params, kept, hyper, x_val, y_val, part_size)
             scored = x_val if y_val is None else y_val
             severity: dict[str, float | int | np.ndarray] = {
                 "offset_severity": samples.offset_severity[data_slice]
             }
             scores = [score | severity for score in scores]
-            trained = _members(group_configs, params, kept, scores, losses, scored)
-            announcer.scored(i, [_scalars(score) for score in scores])
+            trained = members_of_group(group_configs, params, kept, scores, losses, scored)
+            announcer.scored(i, [scalars(score) for score in scores])
             for member, result in zip(group.members, trained, strict=True):
-                _warn_of_outliers(result, x_val.shape[0], warned)
+                warn_of_outliers(result, x_val.shape[0], warned)
                 keep(member, result)
         if output is not None:
             of_main(lambda: writer.finish(train_config, data))
@@ -266,20 +262,6 @@ def train_sweep(
     if output is not None:
         return SweepResult.load(output)
     return SweepResult([members[i] for i in range(len(configs))], train_config, data)
-
-
-def _warn_of_outliers(member: Member, num_samples: int, warned: set[DataSlice]) -> None:
-    """Warns, once a data slice, where a few rows of extreme norm decide the scores."""
-    share, data_slice = member.metrics["outlier_variance_share"], member.config.data_slice
-    # Of fewer samples a single one is more than 1 %.
-    if num_samples >= 100 and share > MAX_OUTLIER_SHARE and data_slice not in warned:
-        warned.add(data_slice)
-        warnings.warn(
-            f"1 % of the rows of val{of_slice(data_slice)} hold {share:.0%} of its variance:"
-            " fvu and explained variance say little of the other rows, of which"
-            " fvu_without_outliers tells; Split.within_norm leaves such rows out",
-            stacklevel=3,
-        )
 
 
 def plan_for(
@@ -349,30 +331,6 @@ def _resolved(configs: Iterable[SAEConfig], samples: SweepSamples) -> list[SAECo
     return configs
 
 
-def _needs(
-    group: Group,
-    configs: Sequence[SAEConfig],
-    train_config: TrainConfig,
-    optimizer: Optimizer,
-    placement: Placement,
-    samples: SweepSamples,
-) -> Needs:
-    """What a group's programs depend on."""
-    of_group = [configs[member] for member in group.members]
-    program = Program(
-        template=of_group[0].template,
-        optimizer=optimizer,
-        dtype=train_config.compute_dtype,
-        kernel=group.kernel,
-        k_max=group.k_max,
-        prefix_bounds=_prefix_bounds(of_group),
-        sequential=group.sequential,
-        placement=placement,
-    )
-    sizes, num_val = samples.sizes[group.data_slice], samples.num_val[group.data_slice]
-    return Needs(group, program, of_group, train_config, sizes, num_val, samples.has_targets)
-
-
 def _identity(
     configs: Sequence[SAEConfig],
     train_config: TrainConfig,
@@ -390,159 +348,3 @@ def _identity(
         name = getattr(optimizer, "__qualname__", type(optimizer).__qualname__)
         identity["optimizer"] = f"{optimizer.__module__}.{name}"
     return identity
-
-
-def _source(
-    x: Matrix, target: Matrix | None, group: Group, batch_size: int, placement: Placement
-) -> BatchSource:
-    """Where the plan says that a group's batches come from."""
-    if group.steps_per_part is None:
-        return InMemory(x[:], batch_size, placement, None if target is None else target[:])
-    return Streamed(x, batch_size, group.steps_per_part, placement, target)
-
-
-def _train_group(
-    group: Group,
-    program: Program,
-    hyper: Hyperparameters,
-    center: np.ndarray,
-    data_seed: int,
-    source: BatchSource,
-    train_config: TrainConfig,
-    last_part: int,
-    checkpoints: GroupCheckpoints | None,
-    preempted: Notice | None,
-    announcer: Announcer,
-    i: int,
-) -> tuple[Arrays, Arrays, np.ndarray]:
-    """What was trained and what was kept, spread, and all losses, `[num_steps, M]`.
-
-    Trains up to `last_part`, without it: to the end, or until a window of live samples may go.
-    """
-    placement, num_members = program.placement, len(group.members)
-    initial = partial(
-        init_group, hyper, center, program=program, d_in=source.d_in, width=group.width
-    )
-    restored = None
-    place = partial(placement.spread, width=group.width)
-    if checkpoints:
-        template = jax.eval_shape(lambda: jax.tree.map(lambda a: a[:num_members], initial()))
-        restored = checkpoints.restore(template, source.first_step, place)
-    first_part, state, *history = restored or (0, initial())
-    check_same({"checkpoint": first_part})
-    del restored  # It holds a state, and each part gives up the one before.
-    state = place(state)
-    per_epoch = source.parts_per_epoch
-    steps_per_epoch = source.first_step(per_epoch)
-    num_parts = train_config.epochs * per_epoch
-
-    def tell(part: int) -> None:
-        """Announces the epoch that ends before a part."""
-        losses = _joined(history[-per_epoch:])[-steps_per_epoch:]
-        announcer.epoch(i, part // per_epoch, losses)
-
-    announcer.compiling(i, first_part // per_epoch)
-    parts = source.parts(data_seed, first_part, last_part)
-    saved = first_part
-    for part in range(first_part, last_part):
-        first_step = source.first_step(part)
-        try:
-            batches = next(parts)
-        except ValueError as error:
-            if checkpoints is None or preempted is None or not preempted.is_set():
-                raise
-            if part > saved:
-                checkpoints.save(part, state, _joined(history))
-            raise Preempted("stopped by SIGTERM while live samples were awaited") from error
-        state, losses = train_epoch(state, hyper, batches, first_step, program=program)
-        del batches
-        losses = readable(losses[:, :num_members])
-        if part > first_part:
-            # One part behind, so that the device never waits, neither for the next part nor for
-            # who is told, and no more parts lie ready than were planned.
-            jax.block_until_ready(history[-1])
-            if part % per_epoch == 0:
-                tell(part)
-        history.append(losses)
-        if checkpoints:
-            stop = preempted is not None and preempted.is_set()
-            last = part + 1 == last_part
-            if stop or last or checkpoints.is_due(part + 1, per_epoch):
-                checkpoints.save(part + 1, state, _joined(history))
-                saved = part + 1
-            if stop and not last:
-                epochs = (part + 1) / per_epoch
-                raise Preempted(f"stopped by SIGTERM after epoch {epochs:g} of a group")
-    if last_part == num_parts > first_part:
-        tell(num_parts)
-    # Scoring does not need the optimizer's state, often two thirds of all.
-    return state.average or state.params, state.kept, _joined(history)
-
-
-def _joined(history: Sequence[np.ndarray | jax.Array]) -> np.ndarray:
-    return np.concatenate([np.asarray(losses) for losses in history])
-
-
-def _prefix_bounds(configs: Sequence[SAEConfig]) -> tuple[int, ...] | None:
-    """The largest of the members' prefixes, one by one."""
-    sizes = zip(*(config.prefix_sizes for config in configs), strict=True)
-    return tuple(map(max, sizes)) or None
-
-
-def _members(
-    configs: Sequence[SAEConfig],
-    params: Arrays,
-    kept: Arrays,
-    scores: Sequence[Mapping[str, float | int | np.ndarray]],
-    losses: np.ndarray,
-    scored: Matrix,
-) -> Iterator[Member]:
-    """The members one by one, each of its true size."""
-    # Samples whose squares overflow have an infinite error under any SAE.
-    overflows = not np.isfinite(sum(np.vdot(block, block) for block in blocks(scored)))
-    for i, (config, score) in enumerate(zip(configs, scores, strict=True)):
-        own = gathered({name: array[i] for name, array in (params | kept).items()})
-        scalars = _scalars(score)
-        firing_rate = np.asarray(score["firing_rate"])
-        history = losses[:, i].copy()
-        diverged_at = divergence(history, overflows or bool(np.isfinite(score["mse"])))
-        yield Member(
-            config,
-            architecture_of(config).of_true_size(own, config.d_sae),
-            scalars,
-            firing_rate,
-            history,
-            diverged_at,
-        )
-
-
-def _scalars(score: Mapping[str, float | int | np.ndarray]) -> dict[str, float | int]:
-    return {name: value for name, value in score.items() if not isinstance(value, np.ndarray)}
-
-
-def _scores(
-    group: Group,
-    program: Program,
-    params: Arrays,
-    kept: Arrays,
-    hyper: Hyperparameters,
-    x_val: Matrix,
-    y_val: Matrix | None,
-    part_size: int | None,
-) -> list[dict[str, float | int | np.ndarray]]:
-    """Every metric of every member, of as many at once as the plan says."""
-    shares = program.placement.shares((params, kept, hyper), group.scored_at_once)
-    scores: dict[int, dict[str, float | int | np.ndarray]] = {}
-    for members, (params, kept, hyper) in shares:
-        found = evaluate_group(
-            program.template,
-            params,
-            kept,
-            hyper,
-            x_val,
-            target=y_val,
-            part_size=part_size,
-            fetch=gathered,
-        )
-        scores |= zip(members, found, strict=True)
-    return [scores[i] for i in range(len(group.members))]
