@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -183,6 +184,26 @@ def test_a_killed_process_ends_the_job_which_one_process_resumes(folder, alone, 
     assert killed(folder, output, ["--epochs=6"], victim=1, seconds=0)
     result, _ = trained(folder, output, "--epochs=6", "--resume", num_processes=1)
     assert_close(result, alone)
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_leave_no_trace(folder, tmp_path):
+    flags = ["--epochs=60", "--mesh=data:2"]
+    expected = trained(folder, tmp_path / "whole", "--epochs=60", num_processes=1)[0]
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    for i in range(10):
+        output = tmp_path / f"run_{i}"
+        seconds, victim = moments.uniform(0, 5), moments.randrange(2)
+        print(f"process {victim} killed {seconds:.2f} s after the first checkpoint")
+        killed(folder, output, flags, victim, seconds)
+        if (output.parent / f"{output.name}.checkpoints").exists():
+            job = {"num_processes": 1 + i % 2, "num_devices": 2 - i % 2}
+            result, _ = trained(folder, output, "--resume", *flags, **job)
+        else:
+            result = sae_jax.SweepResult.load(output)
+        assert_close(result, expected)
 
 
 @pytest.mark.parametrize("num_before", [1, 2])
