@@ -370,4 +370,5 @@ def test_a_store_of_ten_times_the_address_space_trains_in_flat_memory(tmp_path):
     num_steps, early, late, most = trained_in_a_process(large, limit)
     assert most <= limit
     assert num_steps * 128 * 4 * WIDTH > 8.9 * limit
-    assert late < early + 2**26, f"{early} bytes resident early, {late} late"
+    # Threads that read leave holes in the heap, of a thousandth of what they have read.
+    assert late < early + limit / 32, f"{early} bytes resident early, {late} late"
