@@ -4,10 +4,17 @@ The files are as documented in https://docs.kernel.org/admin-guide/cgroup-v2.htm
 https://docs.kernel.org/admin-guide/cgroup-v1/memory.html.
 """
 
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import jax
 import psutil
 import pytest
 
+import sae_jax
 from sae_jax import SAEConfig, TrainConfig
 from sae_jax.sweep import placement, plan
 from sae_jax.sweep.memory import memory_limit
@@ -83,3 +90,58 @@ def test_the_plan_keeps_to_half_of_it(monkeypatch):
     groups = plan.plan_sweep(configs, sizes, TrainConfig()).groups
     assert len(groups) > 1
     assert all(group.num_bytes <= whole.num_bytes // 2 for group in groups)
+
+
+MEASURED = """
+    import re, sys, tempfile
+    from pathlib import Path
+    import numpy as np
+    import sae_jax
+    from sae_jax.sweep.memory import give_back_free_memory
+
+    def mib(name):
+        found = re.search(rf"{name}:\\s*(\\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) / 1024
+
+    def forget_peak():
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def watch(event):
+        if event.kind in ("epoch", "scored"):
+            peaks[event.kind] = max(peaks.get(event.kind, 0.0), mib("VmHWM"))
+            forget_peak()
+
+    x = np.random.default_rng(0).standard_normal((2560, 2048), np.float32)
+    configs = sae_jax.grid(d_sae=1024, k=20, seed=range(24))
+    train_config = sae_jax.TrainConfig(1, memory_budget=MIB * 2**20)
+    # Compiling takes memory too, in the first run alone.
+    for run in range(2):
+        give_back_free_memory()
+        before, peaks = mib("VmRSS"), {}
+        forget_peak()
+        with tempfile.TemporaryDirectory() as folder:
+            options = {"progress": False, "callbacks": [watch], "output": folder + "/sweep"}
+            sae_jax.train_sweep(configs, x, x[:2000], train_config, **options)
+    print(*(peaks[kind] - before for kind in ("epoch", "scored")))
+"""
+
+
+def measured(budget):
+    """MiB that training and scoring add to a process, with a budget of so many MiB."""
+    program = textwrap.dedent(MEASURED).replace("MIB", str(budget))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(sae_jax.__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr
+    return [float(number) for number in done.stdout.split()]
+
+
+@pytest.mark.slow
+def test_training_and_scoring_keep_to_the_budget():
+    assert min(measured(8192)) > 1024
+    # A twentieth is for what is not an array.
+    assert max(measured(1024)) < 1.05 * 1024
+    assert max(measured(512)) < 1.05 * 512

@@ -23,6 +23,7 @@ from sae_jax.sweep.compilations import counted_compilations
 from sae_jax.sweep.epochs import source_of, train_group
 from sae_jax.sweep.events import Announcer, Callback
 from sae_jax.sweep.hyperparameters import hyperparameters
+from sae_jax.sweep.memory import give_back_free_memory
 from sae_jax.sweep.normalization import center_of, mean_and_scale
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import Plan, plan_sweep
@@ -255,6 +256,9 @@ def train_sweep(
             for member, result in zip(group.members, trained, strict=True):
                 warn_of_outliers(result, x_val.shape[0], warned)
                 keep(member, result)
+            # The next group may need their memory.
+            del params, kept, hyper, scores, trained, result, x_val, y_val, scored
+            give_back_free_memory()
         if output is not None:
             of_main(lambda: writer.finish(train_config, data))
     if progress and is_main():

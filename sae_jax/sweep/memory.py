@@ -1,5 +1,6 @@
 """The memory that this process may take."""
 
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -52,3 +53,14 @@ def _limits(mount: Path, path: str, name: str) -> Iterator[int]:
             continue
         if limit.isdecimal():  # "max" means none; version 1 writes a number beyond all memory.
             yield int(limit)
+
+
+def give_back_free_memory() -> None:
+    """Returns to the system what C's library keeps of freed memory, where that is glibc.
+
+    It keeps blocks of up to 32 MiB, which the arrays of a group may be many of, for others of their
+    size. The next group has other sizes.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
