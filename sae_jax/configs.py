@@ -252,7 +252,8 @@ class TrainConfig:
         sample selects. Results are equal up to rounding; `"auto"` takes what should be fastest
         for each member.
       max_padding: largest share of a group's arithmetic that may be spent on padding;
-        `None` takes the measured default of the backend.
+        `None` takes half on an accelerator, and on a CPU as much as costs less time than
+        compiling another program would.
       memory_budget: bytes of each device that a group may occupy; `None` takes most of what it has.
       mesh: number of devices along axes of `MESH_AXES`, as `"members:4,data:2"`: members are spread
         over devices, batches divided, or dictionaries; `None` takes all devices for members, as

@@ -1,3 +1,4 @@
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from sae_jax.sweep import placement
 from sae_jax.sweep.loop import plan_for
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import Group, Plan, plan_sweep
+from sae_jax.sweep.widths import cheapest_widths
 
 SLICE = (14, 3)
 SIZES = {SLICE: (5978, 2048, 2048)}
@@ -60,9 +62,9 @@ def test_padding_share_by_hand():
 @pytest.mark.parametrize(
     ("backend", "sizes", "num_groups"),
     [
-        # 98 of 2 * 1000 latents are padding, 4.9 %, and 102, 5.1 %.
-        ("cpu", (1000, 902), 1),
-        ("cpu", (1000, 898), 2),
+        # A padding latent takes 10 * 2048 * 5978 * 25 operations, 26 ms, and a program 4 s.
+        ("cpu", (1000, 850), 1),
+        ("cpu", (1000, 840), 2),
         # 49 % of 3 * 1000, and 51 %.
         ("gpu", (1000, 300, 230), 1),
         ("gpu", (1000, 270, 200), 2),
@@ -329,3 +331,47 @@ def test_a_member_among_devices_has_the_dense_kernel(shape):
     spread = on_many((2, 1, 1), "cpu")
     (group,) = plan_sweep(members(4096), sizes, TrainConfig(), spread).groups
     assert group.kernel == "selected_rows"
+
+
+def seconds_of(sizes, widths, per_latent, per_program):
+    padding = sum(widths[size] - size for size in sizes)
+    return per_latent * padding + per_program * len(set(widths.values()))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    per_latent=st.floats(0.01, 10),
+    per_program=st.floats(0.01, 100),
+)
+def test_no_choice_of_widths_is_cheaper(sizes, per_latent, per_program):
+    widths = cheapest_widths(sizes, per_latent, per_program)
+    assert all(widths[size] >= size and widths[size] in sizes for size in sizes)
+    distinct = sorted(set(sizes))
+    every_choice = (
+        {size: min(w for w in chosen if w >= size) for size in distinct}
+        for number in range(len(distinct))
+        for smaller in itertools.combinations(distinct[:-1], number)
+        for chosen in [(*smaller, distinct[-1])]
+    )
+    least = min(seconds_of(sizes, each, per_latent, per_program) for each in every_choice)
+    assert seconds_of(sizes, widths, per_latent, per_program) == pytest.approx(least)
+
+
+def test_a_short_sweep_compiles_fewer_programs_than_a_long_one():
+    def sizes_of(epochs, num_slices=1):
+        configs = [
+            SAEConfig(d_sae, 5, layer=layer)
+            for layer in range(num_slices)
+            for d_sae in (1000, 750, 512, 300)
+        ]
+        sizes = {(layer, None): (5978, 576, 576) for layer in range(num_slices)}
+        plan = plan_sweep(configs, sizes, TrainConfig(epochs, kernel="dense"))
+        groups = [group for group in plan.groups if group.data_slice == (0, None)]
+        return [[configs[i].d_sae for i in group.members] for group in groups]
+
+    # A padding latent costs 10 * 576 * 5978 operations an epoch, 0.29 ms, and a program 4 s, of
+    # which forty slices bear 0.1 s each. With all at 1000 there are 1,438 padding latents: 0.4 s of
+    # one epoch, 10 s of 25. With two at 1000 and two at 512 there are 462.
+    assert sizes_of(1) == [[1000, 750, 512, 300]]
+    assert sizes_of(25) == [[1000, 750], [512, 300]]
+    assert sizes_of(25, 40) == [[1000], [750], [512], [300]]

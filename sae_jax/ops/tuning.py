@@ -37,11 +37,14 @@ SELECTED_SAMPLES_AT_ONCE = 16
 # Latents of a row that `top_k_indices` takes for a block.
 TOP_K_BLOCK = 16
 
-# Largest share of a group's arithmetic that padding may take unless the user says otherwise. A
-# CPU pays for padded work in full, and for another group with seconds of compilation: the
-# published grid takes as long at 0 as at 0.1, and longer at 0.2. An accelerator that small
-# members leave idle should bear more; there it is a judgment.
-MAX_PADDING = {"cpu": 0.05}
+# Seconds that another group of other shapes takes to compile on a CPU, and floating-point
+# operations a second that a step reaches there with all else it does: what padding costs is weighed
+# against what it spares. Of two cores; constants, since a plan by the clock would change results.
+CPU_SECONDS_PER_PROGRAM = 4.0
+CPU_FLOPS = 1.2e11
+
+# Largest share of a group's arithmetic that padding may take on an accelerator unless the user says
+# otherwise. Small members leave it idle, so it should bear some; a judgment.
 ACCELERATOR_MAX_PADDING = 0.5
 
 # Up to how many bytes of parameters and moments members train side by side on a CPU. Larger groups

@@ -1,8 +1,10 @@
 """Which members train together: groups that fit memory and waste little on padding."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from sae_jax.activations.slices import DataSlice
 from sae_jax.architectures.registry import architecture_of
@@ -10,15 +12,17 @@ from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.metrics.evaluate import EVAL_BATCH_SIZE
 from sae_jax.ops.tuning import (
     ACCELERATOR_MAX_PADDING,
+    CPU_FLOPS,
+    CPU_SECONDS_PER_PROGRAM,
     FIRING_MIN_WEIGHTS,
     FIRING_PADDING_COST,
-    MAX_PADDING,
     SELECTED_MIN_D_SAE,
     SELECTED_MIN_RATIO,
     SIDE_BY_SIDE_MAX_BYTES,
 )
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.streamed import NUM_READERS
+from sae_jax.sweep.widths import cheapest_widths
 
 _FLOAT_BYTES = 4
 # Copies of the parameters that a group keeps: themselves and two Adam moments.
@@ -126,14 +130,15 @@ def plan_sweep(
     Members of a group see the same batches, so they share a data slice and a data seed, and run
     the same program, so they share an architecture and a kernel. From the largest down, a
     member joins the open group unless its padding would exceed `max_padding` or the group
-    `memory_budget`.
+    `memory_budget`. Without `max_padding` a CPU, which pays for padding in full, weighs the time
+    that padding takes against that of compiling another program.
 
     Args:
       configs: the members.
       data_sizes: number of training samples, width of a sample and of a target, (n, d_in,
         d_out), by slice.
-      train_config: for batch size, `kernel`, `data_seed`, `max_padding`, `memory_budget` and
-        `stream`.
+      train_config: for epochs, batch size, `kernel`, `data_seed`, `max_padding`, `memory_budget`
+        and `stream`.
       placement: where the groups are trained; JAX's first device if `None`.
       offset_severity: what the plan is to print of each data slice.
 
@@ -146,19 +151,35 @@ def plan_sweep(
     """
     placement = placement or Placement.default()
     max_padding = train_config.max_padding
+    weighs = max_padding is None and placement.platform == "cpu"
     if max_padding is None:
-        max_padding = MAX_PADDING.get(placement.platform, ACCELERATOR_MAX_PADDING)
+        max_padding = 1.0 if weighs else ACCELERATOR_MAX_PADDING
     budget = train_config.memory_budget or placement.memory
     batch_size = train_config.batch_size
 
-    alike: dict[tuple[DataSlice, str, int, SAEConfig], list[int]] = {}
+    alike: dict[_Key, list[int]] = {}
     for i, config in enumerate(configs):
         kernel = _kernel(config, data_sizes[config.data_slice][1], train_config, placement)
         key = config.data_slice, kernel, train_config.data_seed_of(config), config.template
         alike.setdefault(key, []).append(i)
 
+    # Groups of other slices and other orders of the data run the same programs.
+    sharing = Counter(
+        _shared_program(key, members, configs, data_sizes) for key, members in alike.items()
+    )
     groups: list[Group] = []
-    for (data_slice, kernel, _, _), members in alike.items():
+    for key, members in alike.items():
+        data_slice, kernel, _, _ = key
+        widths: dict[int, int] = {}
+        if weighs:
+            num_samples, d_in, d_out = data_sizes[data_slice]
+            flops = 2 * (d_in + 4 * d_out) * num_samples * train_config.epochs
+            num_sharing = sharing[_shared_program(key, members, configs, data_sizes)]
+            widths = cheapest_widths(
+                [configs[i].d_sae for i in members],
+                _padding_cost(kernel) * flops / CPU_FLOPS,
+                CPU_SECONDS_PER_PROGRAM / num_sharing,
+            )
         group_of = partial(
             _group,
             configs=configs,
@@ -174,7 +195,10 @@ def plan_sweep(
             if open_group:
                 streamed = open_group.steps_per_part is not None
                 wider = group_of((*open_group.members, i), streamed=streamed)
-                if wider.padding <= max_padding and wider.num_bytes <= budget:
+                is_near = widths.get(configs[i].d_sae, wider.width) == widths.get(
+                    configs[open_group.members[0]].d_sae, wider.width
+                )
+                if is_near and wider.padding <= max_padding and wider.num_bytes <= budget:
                     open_group = wider
                     continue
                 groups.append(open_group)
@@ -188,6 +212,26 @@ def plan_sweep(
             groups.append(open_group)
     devices = str(placement) if len(placement.devices) > 1 else ""
     return Plan(tuple(groups), offset_severity or {}, devices)
+
+
+_Key = tuple[DataSlice, str, int, SAEConfig]
+
+
+def _shared_program(
+    key: _Key,
+    members: Sequence[int],
+    configs: Sequence[SAEConfig],
+    data_sizes: Mapping[DataSlice, tuple[int, int, int]],
+) -> tuple[Any, ...]:
+    """Equal for members of two keys that make groups of the same shapes."""
+    data_slice, kernel, _, template = key
+    sizes = tuple(sorted(configs[i].d_sae for i in members))
+    return kernel, template, sizes, data_sizes[data_slice]
+
+
+def _padding_cost(kernel: str) -> float:
+    """What a padding latent costs in relation to others."""
+    return FIRING_PADDING_COST if kernel == "firing_rows" else 1.0
 
 
 def _kernel(config: SAEConfig, d_in: int, train_config: TrainConfig, placement: Placement) -> str:
@@ -301,12 +345,11 @@ def _group(
         "selected_rows": [largest_k] * len(members),
     }[kernel]
     columns = sum(width + 4 * others for others in in_others)
-    padding_cost = FIRING_PADDING_COST if kernel == "firing_rows" else 1
     return Group(
         members=members,
         data_slice=data_slice,
         width=width,
-        padding=padding_cost * (1 - sum(sizes) / (width * len(sizes))),
+        padding=_padding_cost(kernel) * (1 - sum(sizes) / (width * len(sizes))),
         num_bytes=_FLOAT_BYTES * num_floats,
         flops_per_step=2 * batch_size * d_in * columns,
         kernel=kernel,

@@ -1,0 +1,37 @@
+"""Which dictionary sizes are worth a program of their own, and which are padded to a larger one."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+
+def cheapest_widths(
+    sizes: Sequence[int], seconds_per_latent: float, seconds_per_program: float
+) -> dict[int, int]:
+    """The width to which members of each size are padded, so that all take the least time.
+
+    Sizes of one width lie beside each other, since padding a size past another that has a program
+    already gains nothing. So the best division of the smallest sizes is found for ever more
+    of them, each from those before, in time quadratic in the number of different sizes.
+
+    Args:
+      sizes: dictionary size of each member.
+      seconds_per_latent: what training costs for each latent that only pads a member.
+      seconds_per_program: what compiling costs for each width.
+
+    Returns:
+      The width by size, itself one of the sizes.
+    """
+    distinct = sorted(Counter(sizes).items())
+    # By how many of the smallest sizes: the least seconds, and the sizes that have programs.
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for last, (width, _) in enumerate(distinct):
+        padding, choices = 0, []
+        for first in range(last, -1, -1):
+            size, count = distinct[first]
+            padding += count * (width - size)
+            before, widths = best[first]
+            seconds = before + seconds_per_program + seconds_per_latent * padding
+            choices.append((seconds, (*widths, width)))
+        best.append(min(choices))
+    widths = best[-1][1]
+    return {size: next(width for width in widths if width >= size) for size, _ in distinct}
