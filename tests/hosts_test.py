@@ -56,9 +56,15 @@ def free_port():
 
 
 def started(folder, output, *flags, num_processes=2, num_devices=1):
-    """The processes of a job that trains three members for ten steps an epoch, in two groups."""
+    """The processes of a job that trains four members for ten steps an epoch, in two groups."""
     shared = [f"--activations={folder / 'store'}", "--layer=0", "--position=0", "--k=3"]
-    shared += ["--d_sae=16,60", "--seeds=2", "--batch_size=32", f"--output={output}", *flags]
+    shared += [
+        "--d_sae=16,60",
+        "--normalize=none,center",
+        "--batch_size=32",
+        f"--output={output}",
+        *flags,
+    ]
     port = free_port()
     joins = [
         [f"--coordinator=127.0.0.1:{port}", f"--num_processes={num_processes}", f"--process_id={i}"]

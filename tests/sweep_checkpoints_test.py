@@ -28,7 +28,8 @@ from sae_jax.sweep.checkpoints import MANIFEST_NAME, GroupCheckpoints
 from sae_jax.sweep.pace import Pace
 
 CONFIGS = sae_jax.grid(d_sae=(24, 64), k=(3, 4), seed=range(2))
-TRAIN_CONFIG = sae_jax.TrainConfig(epochs=6, batch_size=64)
+# Two groups.
+TRAIN_CONFIG = sae_jax.TrainConfig(epochs=6, batch_size=64, max_padding=0.0)
 
 
 def activations() -> np.ndarray:
@@ -369,7 +370,7 @@ def test_saving_takes_a_twentieth_of_the_time_at_most(epochs, seconds_to_save):
 
 
 def test_another_sweep_or_other_data_are_refused_with_the_difference(finished):
-    longer = sae_jax.TrainConfig(epochs=7, batch_size=64)
+    longer = sae_jax.TrainConfig(epochs=7, batch_size=64, max_padding=0.0)
     with pytest.raises(ValueError, match=r"train_config\.epochs was 6, is 7"):
         train(finished, train_config=longer)
     with pytest.raises(ValueError, match=r"configs\.0\.k was 3, is 5"):
@@ -408,7 +409,7 @@ CHILD = textwrap.dedent(
     """
 ).format(tests=str(Path(__file__).parent))
 
-LONG = sae_jax.TrainConfig(epochs=400, batch_size=64)
+LONG = sae_jax.TrainConfig(epochs=400, batch_size=64, max_padding=0.0)
 
 
 def start(folder: Path, output: Path, **environment: str) -> subprocess.Popen:
