@@ -10,15 +10,15 @@ machine's matrix products and memory in the same minutes. Contenders from other 
 take part if they are installed.
 
     headline   4 members, d_sae 512, k 50, D 2048, all contenders
-    published  the 14 members of the published grid at D 576, all contenders; milliseconds are a mean
-               over members
+    published  the 14 members of the published grid at D 576, all contenders; milliseconds are
+               a mean over members
     architectures   every architecture with the definition of SAELens, beside SAELens itself
     large      one member, d_sae 16384, k 64, D 576; selected rows take a fifth of the loop
     members, d_sae, k, d_in, num_samples   growth along one axis
     grid       the 14 members of the published experiment's open questions through
                `train_sweep`, compilation and scores included, and the same as a loop
-    wall_clock   the same 14 members from a fresh process, nothing compiled, to a table of scores, in
-               wall_clock.py: what a researcher waits for
+    wall_clock   the same 14 members from a fresh process, nothing compiled, to a table of scores,
+               by wall_clock.py: what a researcher waits for
     memory     peak memory of the headline's contenders, a process each
     accelerator   the published grid and the 1,152 SAEs of its sibling, from a store to a scored
                table: SAEs a minute, share of the peak, padding and memory. Not among the default
@@ -381,9 +381,9 @@ def _cold_run(name: str, activations: str | Path, epochs: int) -> dict[str, Any]
     if not wall_clock.is_installed(name):
         return None
     script = Path(wall_clock.__file__)
-    flags = [f"--contender={name}", f"--activations={activations}", f"--epochs={epochs}"]
+    arguments = [f"--contender={name}", f"--activations={activations}", f"--epochs={epochs}"]
     process = subprocess.run(
-        [sys.executable, str(script), *flags], stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True, check=True
     )
     return json.loads(process.stdout.splitlines()[-1])
 
