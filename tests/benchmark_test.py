@@ -1,6 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
-import pytest
+import torch
 import torch_reference
 import wall_clock
 from sweeps import batches, samples
@@ -9,7 +9,6 @@ from workload import PUBLISHED_SIZES
 from sae_jax.metrics import quality
 from sae_jax.report import reference
 
-torch = pytest.importorskip("torch")
 D_IN, D_SAE, K, N = 12, 24, 4, 70
 
 
