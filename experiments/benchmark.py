@@ -10,11 +10,15 @@ machine's matrix products and memory in the same minutes. Contenders from other 
 take part if they are installed.
 
     headline   4 members, d_sae 512, k 50, D 2048, all contenders
+    published  the 14 members of the published grid at D 576, all contenders; milliseconds are
+               a mean over members
     architectures   every architecture with the definition of SAELens, beside SAELens itself
     large      one member, d_sae 16384, k 64, D 576; selected rows take a fifth of the loop
     members, d_sae, k, d_in, num_samples   growth along one axis
     grid       the 14 members of the published experiment's open questions through
                `train_sweep`, compilation and scores included, and the same as a loop
+    wall_clock   the same 14 members from a fresh process, nothing compiled, to a table of scores,
+               by wall_clock.py: what a researcher waits for
     memory     peak memory of the headline's contenders, a process each
     accelerator   the published grid and the 1,152 SAEs of its sibling, from a store to a scored
                table: SAEs a minute, share of the peak, padding and memory. Not among the default
@@ -25,8 +29,10 @@ A section takes minutes on 2 CPU cores. On a Zen 5 expect the headline at 2.2 ti
 loop in float32 (2.6 times on real --activations), and 2.7 to 3.5 times in bfloat16.
 """
 
-import dataclasses
+import json
 import multiprocessing
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -39,36 +45,31 @@ import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
+import wall_clock
 from absl import flags
-from contenders import (
-    ARCHITECTURES,
-    CONTENDERS,
-    ENGINES,
-    LOOPS,
-    TORCH_LOOP,
-    Contender,
-    Workload,
-)
+from contenders import ARCHITECTURES, CONTENDERS
+from torch_contenders import LOOPS, TORCH_LOOP
+from workload import PUBLISHED_SIZES, Contender, LeftOut, Workload
 
 import sae_jax
 from sae_jax.markdown import markdown_table
 from sae_jax.ops.matmul import COMPUTE_DTYPES, matmul
 from sae_jax.report.tables import write_csv
 
-HEADLINE = Workload()
-LARGE = Workload(members=1, d_sae=16384, k=64, d_in=576, num_samples=2048)
-SHORT = dataclasses.replace(HEADLINE, num_samples=1024)
+HEADLINE = Workload.equal()
+_large = partial(Workload.equal, members=1, d_sae=16384, k=64, d_in=576, num_samples=2048)
+LARGE = _large()
+_short = partial(Workload.equal, num_samples=1024)
+SHORT = _short()
 GROWTH = {
-    "members": [dataclasses.replace(SHORT, members=m) for m in (1, 2, 4, 8, 16, 32)],
-    "d_sae": [
-        dataclasses.replace(LARGE, d_sae=d) for d in (256, 1024, 2048, 4096, 8192, 16384, 32768)
-    ],
-    "k": [dataclasses.replace(SHORT, k=k) for k in (1, 10, 25, 50, 100, 200, 400)],
-    "d_in": [dataclasses.replace(SHORT, d_in=d) for d in (256, 576, 1024, 2048, 4096)],
-    "num_samples": [
-        dataclasses.replace(HEADLINE, members=1, num_samples=n) for n in (256, 1024, 4096, 16384)
-    ],
+    "members": [_short(members=m) for m in (1, 2, 4, 8, 16, 32)],
+    "d_sae": [_large(d_sae=d) for d in (256, 1024, 2048, 4096, 8192, 16384, 32768)],
+    "k": [_short(k=k) for k in (1, 10, 25, 50, 100, 200, 400)],
+    "d_in": [_short(d_in=d) for d in (256, 576, 1024, 2048, 4096)],
+    "num_samples": [Workload.equal(members=1, num_samples=n) for n in (256, 1024, 4096, 16384)],
 }
+# The published training split, of activations as wide as those of the smallest model in use.
+PUBLISHED = Workload(PUBLISHED_SIZES, d_in=576, num_samples=5978)
 
 # How the other libraries grow is not the question.
 GROWTH_CONTENDERS = {
@@ -81,10 +82,20 @@ GROWTH_CONTENDERS = {
     )
 }
 
+_DEFAULT_SECTIONS = [
+    "headline",
+    "published",
+    "architectures",
+    "large",
+    *GROWTH,
+    "grid",
+    "wall_clock",
+    "memory",
+]
 _SECTIONS = flags.DEFINE_multi_enum(
     "sections",
-    ["headline", "architectures", "large", *GROWTH, "grid", "memory"],
-    ["headline", "architectures", "large", *GROWTH, "grid", "memory", "accelerator"],
+    _DEFAULT_SECTIONS,
+    [*_DEFAULT_SECTIONS, "accelerator"],
     "What to measure.",
 )
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Interleaved repeats; the median counts.")
@@ -105,6 +116,9 @@ _MEMORY_BUDGET = flags.DEFINE_string(
 _ACTIVATIONS = flags.DEFINE_string(
     "activations", None, "A .npy file [n, d_in] of real activations, instead of made-up ones."
 )
+_WALL_CLOCK_EPOCHS = flags.DEFINE_list(
+    "wall_clock_epochs", ["3", "25"], "Epochs of the wall_clock section, one table for all."
+)
 _OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "Folder for the results.")
 
 Row = dict[str, str | int | float]
@@ -117,6 +131,10 @@ def work() -> None:
     for section in _SECTIONS.value:
         if section == "headline":
             rows = compare([HEADLINE], CONTENDERS)
+        elif section == "published":
+            rows = compare([PUBLISHED], CONTENDERS)
+        elif section == "wall_clock":
+            rows = wall_clock_rows(output)
         elif section == "architectures":
             rows = compare([SHORT], ARCHITECTURES | {TORCH_LOOP: LOOPS[TORCH_LOOP]})
         elif section == "large":
@@ -167,7 +185,10 @@ def compare(workloads: Sequence[Workload], names: Mapping[str, Contender]) -> li
     for workload in workloads:
         x = samples(workload.num_samples, workload.d_in)
         for name, prepare in names.items():
-            runners[workload, name] = prepare(workload, x)
+            try:
+                runners[workload, name] = prepare(workload, x)
+            except LeftOut as reason:
+                print(f"{name} is left out: {reason}")
     a, b = jnp.ones((1024, 2048)), jnp.ones((2048, 1024))
     seconds = interleaved_medians(
         {key: runner.run for key, runner in runners.items()}
@@ -176,14 +197,17 @@ def compare(workloads: Sequence[Workload], names: Mapping[str, Contender]) -> li
     )
     peak = _MATMUL_FLOPS / seconds[_MATMUL]
     bandwidth = _COPY_BYTES / seconds[_COPY]
-    per_step = {key: seconds[key] / runner.member_steps for key, runner in runners.items()}
+    per_step = {
+        (workload, name): seconds[workload, name] / workload.num_steps / runner.members
+        for (workload, name), runner in runners.items()
+    }
     rows: list[Row] = []
     for (workload, name), runner in runners.items():
         step = per_step[workload, name]
         flops = workload.flops_per_member_step
         floor = flops / peak + workload.optimizer_bytes / bandwidth
         rows.append(
-            dataclasses.asdict(workload)
+            workload.columns()
             | {
                 "contender": name,
                 "ms_per_member_step": 1e3 * step,
@@ -250,7 +274,7 @@ def grid_rows() -> list[Row]:
         rows.append(_grid_row(name, _GRID_EPOCHS.value, seconds, variances))
     start = time.perf_counter()
     for config in grids.PUBLISHED:
-        workload = Workload(1, config.d_sae, config.k, HEADLINE.d_in, len(train))
+        workload = Workload(((config.d_sae, config.k),), HEADLINE.d_in, len(train))
         runner = LOOPS[TORCH_LOOP](workload, train)
         for _ in range(_LOOP_EPOCHS.value):
             runner.run()
@@ -299,24 +323,69 @@ def memory_rows(workload: Workload) -> list[Row]:
     context = multiprocessing.get_context("spawn")
     for name in CONTENDERS:
         with ProcessPoolExecutor(1, mp_context=context) as process:
-            added = process.submit(_added_memory, name, workload).result()
-        per_member = added / (workload.members if name in ENGINES else 1)
+            try:
+                added, members = process.submit(_added_memory, name, workload).result()
+            except LeftOut as reason:
+                print(f"{name} is left out: {reason}")
+                continue
         rows.append(
-            dataclasses.asdict(workload)
-            | {"contender": name, "peak_mib": added, "peak_mib_per_member": per_member}
+            workload.columns()
+            | {"contender": name, "peak_mib": added, "peak_mib_per_member": added / members}
         )
     return rows
 
 
-def _added_memory(name: str, workload: Workload) -> float:
-    """MiB by which the peak after two epochs exceeds the peak before preparing."""
+def _added_memory(name: str, workload: Workload) -> tuple[float, int]:
+    """MiB by which the peak after two epochs exceeds the peak before preparing, and for how many
+    members."""
     x = np.ones((workload.num_samples, workload.d_in), np.float32)
     x += np.random.default_rng(0).standard_normal(x.shape, np.float32)
     before = grids.peak_mib()
     runner = CONTENDERS[name](workload, x)
     for _ in range(2):
         runner.run()
-    return grids.peak_mib() - before
+    return grids.peak_mib() - before, runner.members
+
+
+def wall_clock_rows(output: Path) -> list[Row]:
+    """Medians of `wall_clock.py`, a fresh process for each contender and repeat, in turns."""
+    activations = _ACTIVATIONS.value
+    if activations is None:
+        activations = output / "made_up.npy"
+        np.save(activations, samples(7473, PUBLISHED.d_in))
+    rows: list[Row] = []
+    for epochs in command.numbers(_WALL_CLOCK_EPOCHS):
+        repeats = [
+            {name: _cold_run(name, activations, epochs) for name in wall_clock.CONTENDERS}
+            for _ in range(_REPEATS.value)
+        ]
+        medians = {
+            name: {
+                column: float(np.median([repeat[name][column] for repeat in repeats]))
+                for column in ("seconds", "import_seconds", "mean_explained_variance")
+            }
+            for name, result in repeats[0].items()
+            if result is not None
+        }
+        rows += [
+            {"contender": name, "epochs": epochs}
+            | columns
+            | {"sae_jax_is_faster": columns["seconds"] / medians["sae_jax float32"]["seconds"]}
+            for name, columns in medians.items()
+        ]
+    return rows
+
+
+def _cold_run(name: str, activations: str | Path, epochs: int) -> dict[str, Any] | None:
+    """What `wall_clock.py` prints; `None` where the contender's library is not installed."""
+    if not wall_clock.is_installed(name):
+        return None
+    script = Path(wall_clock.__file__)
+    arguments = [f"--contender={name}", f"--activations={activations}", f"--epochs={epochs}"]
+    process = subprocess.run(
+        [sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def print_table(rows: Sequence[Row]) -> None:

@@ -1,0 +1,78 @@
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torch_reference
+import wall_clock
+from sweeps import batches, samples
+from workload import PUBLISHED_SIZES
+
+from sae_jax.metrics import quality
+from sae_jax.report import reference
+
+D_IN, D_SAE, K, N = 12, 24, 4, 70
+
+
+def losses(sae, x, *, fused=True, loss_of=torch_reference.loss_of):
+    """The loss before each step of two epochs."""
+    params = sae.parameters() if isinstance(sae, torch.nn.Module) else sae.values()
+    optimizer = torch_reference.adam(params, 1e-3, fused=fused)
+    rows = [torch.tensor(rows) for rows in batches(N, 16, epochs=2)]
+    return torch.stack(
+        [torch_reference.step(sae, optimizer, torch.tensor(x)[r], loss_of) for r in rows]
+    ).numpy()
+
+
+def saes(count):
+    torch.manual_seed(0)
+    params = [torch_reference.random_params(D_IN, D_SAE) for _ in range(count)]
+    return [torch_reference.TorchTopKSAE(one, K) for one in params]
+
+
+def test_fused_adam_and_autocast_train_as_the_lean_loop():
+    x = samples(N)
+    plain = losses(*saes(1), x, fused=False)
+    assert plain[-1] < 0.99 * plain[0]
+    np.testing.assert_allclose(losses(*saes(1), x), plain, rtol=1e-5)
+    autocast = losses(*saes(1), x, loss_of=torch_reference.autocast_loss_of)
+    np.testing.assert_allclose(autocast, plain, rtol=2e-2)
+    assert np.abs(autocast - plain).max() > 1e-6 * plain.max()  # Products were rounded.
+
+
+def test_the_ensemble_trains_each_member_as_a_loop_would():
+    x = samples(N)
+    stacked, losses_of = torch_reference.ensemble(saes(3))
+    alone = [losses(sae, x) for sae in saes(3)]
+    together = losses(stacked, x, loss_of=losses_of)
+    np.testing.assert_allclose(together, np.stack(alone, axis=1), rtol=1e-5)
+
+
+def test_scores_in_torch_are_those_of_the_metrics():
+    x = samples(N) + 3
+    x[:, 0] *= 5
+    (sae,) = saes(1)
+    with torch.no_grad():
+        sae.encoder.weight[:3] = 0.0  # Three latents that never fire.
+        sae.encoder.bias[:3] = 0.0
+        z = sae.encode(torch.tensor(x))
+        x_hat = sae.decode(z)
+    sums = quality.update(
+        quality.zeros(D_IN, D_SAE),
+        *(jnp.asarray(part.numpy()) for part in (torch.tensor(x), z, x_hat)),
+        jnp.ones(N, bool),
+        jnp.zeros(N, bool),
+    )
+    want = quality.finalize(sums, jnp.ones(D_SAE, bool))
+    got = torch_reference.scores(sae.encode, sae.decode, torch.tensor(x))
+    assert got["dead_fraction"] >= 3 / D_SAE
+    for name, value in got.items():
+        np.testing.assert_allclose(value, want[name], rtol=1e-4, err_msg=name)
+
+
+def test_the_sizes_are_those_of_the_published_grid():
+    assert list(PUBLISHED_SIZES) == [(c.d_sae, c.k) for c in reference.grid(num_seeds=1)]
+
+
+def test_the_table_has_every_published_member():
+    x = np.tile(samples(40, d_in=16), (2, 1))
+    table = wall_clock.torch_table("PyTorch loop, fused Adam", x[:64], x[64:], epochs=1)
+    assert [line["l0"] for line in table] == [k for _, k in PUBLISHED_SIZES]
