@@ -195,9 +195,8 @@ def plan_sweep(
             if open_group:
                 streamed = open_group.steps_per_part is not None
                 wider = group_of((*open_group.members, i), streamed=streamed)
-                is_near = widths.get(configs[i].d_sae, wider.width) == widths.get(
-                    configs[open_group.members[0]].d_sae, wider.width
-                )
+                largest = configs[open_group.members[0]].d_sae
+                is_near = widths.get(configs[i].d_sae) == widths.get(largest)
                 if is_near and wider.padding <= max_padding and wider.num_bytes <= budget:
                     open_group = wider
                     continue
