@@ -44,8 +44,9 @@ def row(case: Case, peak_flops: float) -> dict[str, str | int | float]:
       peak_flops: floating-point operations a second of this device's matrix products.
 
     Returns:
-      Seconds of planning, training (compiling and metrics included) and of scoring latents; SAEs a minute of all that; share of the peak while training; share of
-      latents that only pad; MiB at most, of the device, or of the process on a CPU.
+      Seconds of planning, training (compiling and metrics included) and of scoring latents; SAEs a
+      minute of all that; share of the peak while training; share of latents that only pad; MiB
+      at most, of the device, or of the process on a CPU.
     """
     with tempfile.TemporaryDirectory() as folder:
         store = made_up(Path(folder) / "store", case.configs)
