@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from absl import app, flags
 
 import sae_jax
+from sae_jax.sweep.cores import make_cores_devices
 
 
 def start(
@@ -26,6 +27,7 @@ def start(
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unknown arguments: {argv[1:]}")
+        make_cores_devices()
         with around():
             try:
                 work()

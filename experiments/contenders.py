@@ -18,7 +18,7 @@ from sae_jax.sweep.batches import InMemory
 from sae_jax.sweep.hyperparameters import hyperparameters
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import Group
-from sae_jax.sweep.step import Program, init_group, train_epoch
+from sae_jax.sweep.step import Program, epoch_program, init_group
 
 
 def engine(dtype: str, *, kernel: str = "auto", **fields: Any) -> Contender:
@@ -40,8 +40,15 @@ def engine(dtype: str, *, kernel: str = "auto", **fields: Any) -> Contender:
         train_config = sae_jax.TrainConfig(
             batch_size=workload.batch_size, compute_dtype=dtype, kernel=kernel, memory_budget=2**40
         )
+        placement = Placement.of(train_config, configs)
         groups = [
-            _group_runner([configs[i] for i in group.members], group, train_config, x)
+            _group_runner(
+                [configs[i] for i in group.members],
+                group,
+                train_config,
+                placement.for_members(len(group.members)),
+                x,
+            )
             for group in sae_jax.plan_for(configs, x, train_config).groups
         ]
 
@@ -58,6 +65,7 @@ def _group_runner(
     configs: Sequence[sae_jax.SAEConfig],
     group: Group,
     train_config: sae_jax.TrainConfig,
+    placement: Placement,
     x: np.ndarray,
 ) -> Runner:
     """Compiles the program of a group."""
@@ -67,12 +75,14 @@ def _group_runner(
         kernel=group.kernel,
         k_max=group.k_max,
         sequential=group.sequential,
+        placement=placement,
     )
-    hyper = hyperparameters(configs, train_config, *x.shape)
+    hyper = placement.spread(hyperparameters(configs, train_config, *x.shape))
     state = init_group(hyper, x[0], program=program, d_in=x.shape[1], width=group.width)
-    source = InMemory(x, train_config.batch_size, Placement.default())
+    source = InMemory(x, train_config.batch_size, placement)
     start = time.perf_counter()
-    epoch = train_epoch.lower(state, hyper, source.epoch(0, 0), 0, program=program).compile()
+    lowered = epoch_program(program).lower(state, hyper, source.epoch(0, 0), 0, program=program)
+    epoch = lowered.compile()
     compile_seconds = time.perf_counter() - start
 
     def run() -> None:

@@ -254,10 +254,12 @@ class TrainConfig:
       max_padding: largest share of a group's arithmetic that may be spent on padding;
         `None` takes half on an accelerator, and on a CPU as much as costs less time than
         compiling another program would.
-      memory_budget: bytes of each device that a group may occupy; `None` takes most of what it has.
+      memory_budget: bytes that a group may occupy, of each accelerator or of all cores together;
+        `None` takes most of what there is.
       mesh: number of devices along axes of `MESH_AXES`, as `"members:4,data:2"`: members are spread
         over devices, batches divided, or dictionaries; `None` takes all devices for members, as
-        far as there are members, and those left over for data.
+        far as there are members, and accelerators left over for data. Each core is a device, unless
+        JAX computed something before or its `jax_num_cpu_devices` says otherwise.
       stream: whether samples are read while a group trains, a few batches at a time, and do not
         lie on the device; `None` for those that with an epoch's copy would take more than half of
         the memory budget, or leave too little for a member. Batches are the same either way.

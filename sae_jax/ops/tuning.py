@@ -46,8 +46,3 @@ CPU_FLOPS = 1.2e11
 # Largest share of a group's arithmetic that padding may take on an accelerator unless the user says
 # otherwise. Small members leave it idle, so it should bear some; a judgment.
 ACCELERATOR_MAX_PADDING = 0.5
-
-# Up to how many bytes of parameters and moments members train side by side on a CPU. Larger groups
-# are up to 14 % faster in turns, when more of a member's state stays in the caches; small ones
-# up to 34 % slower, when starting an operation is what costs.
-SIDE_BY_SIDE_MAX_BYTES = 2**26

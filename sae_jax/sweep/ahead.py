@@ -21,7 +21,7 @@ from sae_jax.sweep.hyperparameters import hyperparameters
 from sae_jax.sweep.placement import Placement, share
 from sae_jax.sweep.plan import Group
 from sae_jax.sweep.samples import SweepSamples
-from sae_jax.sweep.step import Optimizer, Program, init_group, train_epoch
+from sae_jax.sweep.step import Optimizer, Program, epoch_program, init_group
 
 Task = Literal["training", "scoring"]
 
@@ -67,7 +67,7 @@ class Needs:
             k_max=group.k_max,
             prefix_bounds=_prefix_bounds(of_group),
             sequential=group.sequential,
-            placement=placement,
+            placement=placement.for_members(len(of_group)),
         )
         sizes, num_val = samples.sizes[group.data_slice], samples.num_val[group.data_slice]
         return cls(group, program, of_group, train_config, sizes, num_val, samples.has_targets)
@@ -102,7 +102,7 @@ class Needs:
                 batch_size=self.train_config.batch_size,
                 placement=placement,
             )
-            train_epoch.lower(state, hyper, batches, 0, program=program).compile()
+            epoch_program(program).lower(state, hyper, batches, 0, program=program).compile()
             return
         each = placement.members_each(len(self.configs))
         at_once = min(self.group.scored_at_once, each)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import numpy as np
 
 from sae_jax.architectures.registry import architecture_of
 from sae_jax.architectures.training import Hyperparameters
@@ -22,12 +22,12 @@ _INTEGERS = (
 # All but what is not a field of a config by itself; numbers are float32 unless they count.
 _DTYPES = (
     {
-        name: jnp.float32
+        name: np.float32
         for name in Hyperparameters._fields
         if name not in ("prefix_sizes", "num_steps")
     }
-    | dict.fromkeys(_INTEGERS, jnp.int32)
-    | {"seed": jnp.uint32}
+    | dict.fromkeys(_INTEGERS, np.int32)
+    | {"seed": np.uint32}
 )
 
 
@@ -54,12 +54,12 @@ def hyperparameters(
     ]
 
     columns: dict[str, Any] = {
-        name: jnp.array([getattr(config, name) or 0 for config in configs], dtype)
+        name: np.array([getattr(config, name) or 0 for config in configs], dtype)
         for name, dtype in _DTYPES.items()
     }
     num_steps = train_config.epochs * -(-num_samples // batch_size)
     return Hyperparameters(
         **columns,
-        prefix_sizes=jnp.array([config.prefix_sizes for config in configs], jnp.int32),
-        num_steps=jnp.full(len(configs), num_steps, jnp.int32),
+        prefix_sizes=np.array([config.prefix_sizes for config in configs], np.int32),
+        num_steps=np.full(len(configs), num_steps, np.int32),
     )

@@ -21,6 +21,7 @@ from sae_jax.sweep.ahead import CompilingAhead, Needs
 from sae_jax.sweep.checkpoints import SweepCheckpoints
 from sae_jax.sweep.compilations import counted_compilations
 from sae_jax.sweep.epochs import source_of, train_group
+from sae_jax.sweep.cores import make_cores_devices
 from sae_jax.sweep.events import Announcer, Callback
 from sae_jax.sweep.hyperparameters import hyperparameters
 from sae_jax.sweep.memory import give_back_free_memory
@@ -133,6 +134,7 @@ def train_sweep(
         another sweep or of other data; or processes were given other inputs, or see other folders.
       Preempted: after SIGTERM, when `checkpoint_dir` holds what is finished.
     """
+    make_cores_devices()
     train_config = train_config or TrainConfig()
     check_data(data or {})
     data = described(train, val) | dict(data or {})
@@ -204,6 +206,7 @@ def train_sweep(
                 raise Preempted(f"stopped by SIGTERM after {i} of {len(plan.groups)} groups")
             group_configs, program = needs[i].configs, needs[i].program
             data_slice, template = group.data_slice, program.template
+            placed = program.placement
             streamed = group.steps_per_part is not None
             if i not in begun:
                 given = samples.normalized(data_slice, template.normalize, streamed=streamed)
@@ -211,10 +214,10 @@ def train_sweep(
                 begun[i] = given, mean_and_scale(given.x)[1], center
             given, scale, center = begun.pop(i) if is_last_window else begun[i]
             num_samples, d_in = given.x.shape
-            hyper = placement.spread(
+            hyper = placed.spread(
                 hyperparameters(group_configs, train_config, num_samples, d_in, scale)
             )
-            source = source_of(given.x, given.y, group, train_config.batch_size, placement)
+            source = source_of(given.x, given.y, group, train_config.batch_size, placed)
             last_part = train_config.epochs * source.parts_per_epoch
             if samples.live and isinstance(source, Streamed):
                 last_part = source.last_part(window)
@@ -280,6 +283,7 @@ def plan_for(
     Raises:
       ValueError: as `train_sweep` does.
     """
+    make_cores_devices()
     samples = SweepSamples.of(train, train, targets, targets)
     configs = _resolved(configs, samples)
     train_config = samples.fitted(train_config or TrainConfig())

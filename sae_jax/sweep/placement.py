@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from sae_jax.configs import MESH_AXES, SAEConfig, TrainConfig, mesh_shape
+from sae_jax.sweep.cores import num_cores
 from sae_jax.sweep.memory import memory_limit
 
 MEMBERS, DATA, LATENTS = MESH_AXES
@@ -44,7 +45,8 @@ class Placement:
         """The mesh that a sweep asks for, or else all devices.
 
         Unless the sweep says otherwise `members` gets as many devices as there are members that
-        may train together, and `data` those that are left, as far as they divide a batch.
+        may train together, and `data` those that are left, as far as they divide a batch. Cores of
+        a processor are not made to share a batch: operations are divided among them anyway.
 
         Raises:
           ValueError: if there are fewer devices than the mesh needs, or a process has none of them.
@@ -57,8 +59,12 @@ class Placement:
                 (config.data_slice, train_config.data_seed_of(config), config.template)
                 for config in configs
             )
-            members = _largest_divisor(len(devices), up_to=max(alike.values()))
-            shape = members, math.gcd(len(devices) // members, train_config.batch_size), 1
+            most = max(alike.values())
+            if devices[0].platform == "cpu" and jax.process_count() == 1:
+                shape = min(len(devices), most), 1, 1
+            else:
+                members = _largest_divisor(len(devices), up_to=most)
+                shape = members, math.gcd(len(devices) // members, train_config.batch_size), 1
         if math.prod(shape) > len(devices):
             raise ValueError(
                 f"mesh is {train_config.mesh!r}, of {math.prod(shape)} devices; there are"
@@ -88,13 +94,34 @@ class Placement:
 
     @property
     def memory(self) -> int:
-        """Bytes of each device that a group may take unless the user says otherwise, as this
-        process sees it."""
-        own = [device for device in self.devices if device.process_index == jax.process_index()]
-        stats = own[0].memory_stats()
+        """Bytes that a group may take unless the user says otherwise, of each accelerator or of all
+        cores together, as this process sees it."""
+        stats = self._own_devices[0].memory_stats()
         if stats and "bytes_limit" in stats:
             return int(0.8 * stats["bytes_limit"])
-        return memory_limit() // 2 // len(own)
+        return memory_limit() // 2
+
+    def each_of(self, memory: int) -> int:
+        """Of so many bytes those of one device: all, but for cores, which share them."""
+        return memory if self.platform != "cpu" else memory // len(self._own_devices)
+
+    def for_members(self, num_members: int) -> Self:
+        """The part of the cores that so few members keep busy; the same mesh elsewhere.
+
+        The operations of one member are divided among more cores if these have none of their own.
+        """
+        is_shared = len({device.process_index for device in self.devices}) > 1
+        if self.platform != "cpu" or is_shared or self.divides_members:
+            return self
+        num_members = min(num_members, len(self.devices))
+        return dataclasses.replace(
+            self, devices=self.devices[:num_members], shape=(num_members, 1, 1)
+        )
+
+    @property
+    def has_a_core_each(self) -> bool:
+        """Whether the devices are as many cores as there are, so that none has help."""
+        return self.platform == "cpu" and 1 < len(self.devices) >= num_cores()
 
     @property
     def divides_members(self) -> bool:
@@ -225,6 +252,11 @@ class Placement:
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
         )
+
+    @property
+    def _own_devices(self) -> list[Any]:
+        own = jax.process_index()
+        return [device for device in self.devices if device.process_index == own]
 
     @cached_property
     def _mesh(self) -> Mesh:

@@ -18,7 +18,6 @@ from sae_jax.ops.tuning import (
     FIRING_PADDING_COST,
     SELECTED_MIN_D_SAE,
     SELECTED_MIN_RATIO,
-    SIDE_BY_SIDE_MAX_BYTES,
 )
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.streamed import NUM_READERS
@@ -197,20 +196,27 @@ def plan_sweep(
                 wider = group_of((*open_group.members, i), streamed=streamed)
                 largest = configs[open_group.members[0]].d_sae
                 is_near = widths.get(configs[i].d_sae) == widths.get(largest)
-                if is_near and wider.padding <= max_padding and wider.num_bytes <= budget:
+                fits = wider.num_bytes <= _share(budget, placement, len(wider.members))
+                if is_near and wider.padding <= max_padding and fits:
                     open_group = wider
                     continue
                 groups.append(open_group)
-            open_group = _alone(i, group_of, data_sizes[data_slice], budget, train_config.stream)
-            if open_group.num_bytes > budget:
+            of_one = _share(budget, placement, 1)
+            open_group = _alone(i, group_of, data_sizes[data_slice], of_one, train_config.stream)
+            if open_group.num_bytes > of_one:
                 raise ValueError(
                     f"a member of d_sae {configs[i].d_sae} needs about {open_group.num_bytes:,}"
-                    f" bytes; memory_budget is {budget:,}"
+                    f" bytes; memory_budget is {of_one:,}"
                 )
         if open_group:
             groups.append(open_group)
     devices = str(placement) if len(placement.devices) > 1 else ""
     return Plan(tuple(groups), offset_severity or {}, devices)
+
+
+def _share(budget: int, placement: Placement, num_members: int) -> int:
+    """Bytes of each device for a group of so many members."""
+    return placement.for_members(num_members).each_of(budget)
 
 
 _Key = tuple[DataSlice, str, int, SAEConfig]
@@ -288,16 +294,16 @@ def _group(
     streamed: bool,
 ) -> Group:
     num_samples, d_in, d_out = data_size
+    budget = _share(budget, placement, len(members))
+    placement = placement.for_members(len(members))
     _, num_shares, num_parts = placement.shape
     sizes = [configs[i].d_sae for i in members]
     width = placement.width(max(sizes))
     largest_k = max(configs[i].k or 0 for i in members)
     state_copies = _STATE_COPIES + any(configs[i].weight_average > 0 for i in members)
-    state_floats = state_copies * len(members) * _num_params(width, d_in, d_out)
-    in_turn_on_cpu = len(members) == 1 or _FLOAT_BYTES * state_floats > SIDE_BY_SIDE_MAX_BYTES
-    # Side by side every width of the kernel on firing rows would be computed. The order is that of
-    # one device on any mesh, or results would differ in the last bits.
-    sequential = kernel != "dense" or (placement.platform == "cpu" and in_turn_on_cpu)
+    # On a CPU more of one member's state stays in the caches; elsewhere side by side every width of
+    # the kernel on firing rows would be computed.
+    sequential = kernel != "dense" or placement.platform == "cpu"
 
     # From here on, what one device has of everything.
     num_members = placement.members_each(len(members))

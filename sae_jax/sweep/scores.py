@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from sae_jax.activations.matrix import Matrix, blocks
@@ -61,7 +62,7 @@ def members_of_group(
     # Samples whose squares overflow have an infinite error under any SAE.
     overflows = not np.isfinite(sum(np.vdot(block, block) for block in blocks(scored)))
     for i, (config, score) in enumerate(zip(configs, scores, strict=True)):
-        own = gathered({name: array[i] for name, array in (params | kept).items()})
+        own = gathered(_of_member(params | kept, i))
         numbers = scalars(score)
         firing_rate = np.asarray(score["firing_rate"])
         history = losses[:, i].copy()
@@ -74,6 +75,12 @@ def members_of_group(
             history,
             diverged_at,
         )
+
+
+@jax.jit
+def _of_member(arrays: Arrays, i: jax.Array | int) -> Arrays:
+    """The arrays of one member; `i` is traced, so that one program serves all."""
+    return {name: array[i] for name, array in arrays.items()}
 
 
 def scalars(score: Mapping[str, float | int | np.ndarray]) -> dict[str, float | int]:

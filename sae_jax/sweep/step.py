@@ -191,7 +191,6 @@ def init_group(
     return placement.kept_spread(placement.on_each(in_turns)(hyper), width)
 
 
-@partial(jax.jit, static_argnames="program", donate_argnums=0)
 def train_epoch(
     state: MemberState,
     hyper: Hyperparameters,
@@ -212,7 +211,22 @@ def train_epoch(
     Returns:
       The new state, and every step's loss, `[num_steps, M]`.
     """
+    return epoch_program(program)(state, hyper, batches, first_step, program=program)
 
+
+def epoch_program(program: Program) -> Any:
+    """`train_epoch` as `jax.jit` gives it, to lower and compile for shapes."""
+    return _a_core_each if program.placement.has_a_core_each else _on_all_cores
+
+
+def _train_epoch(
+    state: MemberState,
+    hyper: Hyperparameters,
+    batches: Batches,
+    first_step: jax.Array | int,
+    *,
+    program: Program,
+) -> tuple[MemberState, jax.Array]:
     placement, width = program.placement, state.params["w_dec"].shape[1]
     batches = batches._replace(full=placement.divided(batches.full))
 
@@ -233,3 +247,9 @@ def train_epoch(
     group_epoch = lift(member_epoch, sequential=program.sequential, placement=placement)
     state, losses = group_epoch(state, hyper)
     return placement.kept_spread(state, width), losses.T
+
+
+_jit_epoch = partial(jax.jit, static_argnames="program", donate_argnums=0)
+_on_all_cores = _jit_epoch(_train_epoch)
+# The operations of one device would else be divided among the cores of the others.
+_a_core_each = _jit_epoch(_train_epoch, compiler_options={"xla_cpu_multi_thread_eigen": False})
