@@ -14,6 +14,11 @@ SELECTED_MIN_RATIO = {"float32": 64, "tf32": 64, "bfloat16": 80}
 # 1.3 times at d_sae / k = 20 and lost a tenth at 5, so it is chosen only by name.
 FIRING_MIN_WEIGHTS = 200_000
 
+# The share of a dense step that the kernel on firing rows spares, of the smaller of such members,
+# and the seconds by which its programs take longer to compile.
+FIRING_GAIN = 0.1
+FIRING_SECONDS = 3.0
+
 # What a padding latent costs the kernel on firing rows in relation to others: it never fires, but
 # is encoded and optimized, which takes about a third of the time of a step.
 FIRING_PADDING_COST = 1 / 3
@@ -41,7 +46,7 @@ TOP_K_BLOCK = 16
 # operations a second that a step reaches there with all else it does: what padding costs is weighed
 # against what it spares. Of two cores; constants, since a plan by the clock would change results.
 CPU_SECONDS_PER_PROGRAM = 4.0
-CPU_FLOPS = 1.2e11
+CPU_FLOPS = 1.6e11
 
 # Largest share of a group's arithmetic that padding may take on an accelerator unless the user says
 # otherwise. Small members leave it idle, so it should bear some; a judgment.

@@ -14,8 +14,10 @@ from sae_jax.ops.tuning import (
     ACCELERATOR_MAX_PADDING,
     CPU_FLOPS,
     CPU_SECONDS_PER_PROGRAM,
+    FIRING_GAIN,
     FIRING_MIN_WEIGHTS,
     FIRING_PADDING_COST,
+    FIRING_SECONDS,
     SELECTED_MIN_D_SAE,
     SELECTED_MIN_RATIO,
 )
@@ -156,9 +158,14 @@ def plan_sweep(
     budget = train_config.memory_budget or placement.memory
     batch_size = train_config.batch_size
 
+    kernels = [
+        _kernel(config, data_sizes[config.data_slice][1], train_config, placement)
+        for config in configs
+    ]
+    if train_config.kernel == "auto":
+        kernels = _worth_compiling(kernels, configs, data_sizes, train_config.epochs)
     alike: dict[_Key, list[int]] = {}
-    for i, config in enumerate(configs):
-        kernel = _kernel(config, data_sizes[config.data_slice][1], train_config, placement)
+    for i, (config, kernel) in enumerate(zip(configs, kernels, strict=True)):
         key = config.data_slice, kernel, train_config.data_seed_of(config), config.template
         alike.setdefault(key, []).append(i)
 
@@ -171,8 +178,7 @@ def plan_sweep(
         data_slice, kernel, _, _ = key
         widths: dict[int, int] = {}
         if weighs:
-            num_samples, d_in, d_out = data_sizes[data_slice]
-            flops = 2 * (d_in + 4 * d_out) * num_samples * train_config.epochs
+            flops = _flops_per_latent(data_sizes[data_slice]) * train_config.epochs
             num_sharing = sharing[_shared_program(key, members, configs, data_sizes)]
             widths = cheapest_widths(
                 [configs[i].d_sae for i in members],
@@ -265,6 +271,34 @@ def _kernel(config: SAEConfig, d_in: int, train_config: TrainConfig, placement: 
         return "selected_rows"
     pays = dtype != "bfloat16" and d_in * config.d_sae >= FIRING_MIN_WEIGHTS
     return "firing_rows" if pays and "firing_rows" in serving else "dense"
+
+
+def _flops_per_latent(data_size: tuple[int, int, int]) -> int:
+    """Floating-point operations that a latent costs in an epoch of dense products."""
+    num_samples, d_in, d_out = data_size
+    return 2 * (d_in + 4 * d_out) * num_samples
+
+
+def _worth_compiling(
+    kernels: Sequence[str],
+    configs: Sequence[SAEConfig],
+    data_sizes: Mapping[DataSlice, tuple[int, int, int]],
+    epochs: int,
+) -> list[str]:
+    """The kernels, where that on firing rows is left for members that train long enough for it.
+
+    Its programs take longer to compile, once for all members of an architecture and data size.
+    """
+    keys = [(config.template, data_sizes[config.data_slice]) for config in configs]
+    seconds: dict[Any, float] = Counter()
+    for key, config, kernel in zip(keys, configs, kernels, strict=True):
+        if kernel == "firing_rows":
+            seconds[key] += config.d_sae * _flops_per_latent(key[1]) * epochs / CPU_FLOPS
+    pays = {key for key, of_dense in seconds.items() if FIRING_GAIN * of_dense > FIRING_SECONDS}
+    return [
+        "dense" if kernel == "firing_rows" and key not in pays else kernel
+        for key, kernel in zip(keys, kernels, strict=True)
+    ]
 
 
 def _alone(
