@@ -14,7 +14,10 @@ take part if they are installed.
                a mean over members
     architectures   every architecture with the definition of SAELens, beside SAELens itself
     large      one member, d_sae 16384, k 64, D 576; selected rows take a fifth of the loop
-    members, d_sae, k, d_in, num_samples   growth along one axis
+    members, d_sae, k, d_in, num_samples   growth along one axis, and the straight line through it:
+               seconds of an epoch = a + b * size
+    estimate   as many sweeps of random sizes as --repeats, from nothing compiled to scores, and
+               what their plans say that they take; not among the default ones
     grid       the 14 members of the published experiment's open questions through
                `train_sweep`, compilation and scores included, and the same as a loop
     wall_clock   the same 14 members from a fresh process, nothing compiled, to a table of scores,
@@ -45,6 +48,7 @@ import grids
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scaling
 import wall_clock
 from absl import flags
 from contenders import ARCHITECTURES, CONTENDERS
@@ -95,7 +99,7 @@ _DEFAULT_SECTIONS = [
 _SECTIONS = flags.DEFINE_multi_enum(
     "sections",
     _DEFAULT_SECTIONS,
-    [*_DEFAULT_SECTIONS, "accelerator"],
+    [*_DEFAULT_SECTIONS, "accelerator", "estimate"],
     "What to measure.",
 )
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Interleaved repeats; the median counts.")
@@ -143,11 +147,16 @@ def work() -> None:
             rows = grid_rows()
         elif section == "accelerator":
             rows = accelerator_rows()
+        elif section == "estimate":
+            rows = scaling.estimate_rows(samples, _REPEATS.value)
         elif section == "memory":
             rows = memory_rows(HEADLINE) + memory_rows(LARGE)
         else:
             rows = compare(GROWTH[section], GROWTH_CONTENDERS)
             plot_growth(rows, section, output / f"{section}.png")
+            fits = scaling.fit_rows(rows, section)
+            print_table(fits)
+            write_csv(fits, output / f"{section}_fit.csv")
         print(f"\n{section}")
         print_table(rows)
         write_csv(rows, output / f"{section}.csv")

@@ -1,5 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import scaling
 import torch
 import torch_reference
 import wall_clock
@@ -7,7 +9,9 @@ from sweeps import batches, samples
 from workload import PUBLISHED_SIZES
 
 from sae_jax.metrics import quality
+from sae_jax.ops.tuning import CPU_PRODUCTS_PER_SECOND
 from sae_jax.report import reference
+from sae_jax.sweep.estimate import Work
 
 D_IN, D_SAE, K, N = 12, 24, 4, 70
 
@@ -76,3 +80,29 @@ def test_the_table_has_every_published_member():
     x = np.tile(samples(40, d_in=16), (2, 1))
     table = wall_clock.torch_table("PyTorch loop, fused Adam", x[:64], x[64:], epochs=1)
     assert [line["l0"] for line in table] == [k for _, k in PUBLISHED_SIZES]
+
+
+def test_the_line_of_growth_is_that_of_the_seconds_of_an_epoch():
+    def row(name, size, seconds):
+        shape = {"members": 2, "num_samples": 90, "batch_size": 40}
+        ms = 1e3 * seconds / (2 * 3)
+        return shape | {"contender": name, "d_sae": size, "ms_per_member_step": ms}
+
+    sizes = (100, 200, 400)
+    rows = [row("straight", size, 0.5 + 0.01 * size) for size in sizes]
+    rows += [row("bent", size, size**2) for size in sizes]
+    straight, bent = scaling.fit_rows(rows, "d_sae")
+    assert (straight["contender"], bent["contender"]) == ("straight", "bent")
+    assert straight["a"] == pytest.approx(0.5)
+    assert straight["b"] == pytest.approx(0.01)
+    assert straight["largest_relative_error"] < 1e-6
+    assert bent["largest_relative_error"] > 0.1
+
+
+def test_the_seconds_of_each_kind_of_work_are_found_again():
+    rng = np.random.default_rng(0)
+    true = np.array(rng.uniform(1, 2, len(Work._fields))) * 10.0 ** -np.arange(len(Work._fields))
+    works = [Work(*rng.uniform(1, 10, len(true)) / true) for _ in range(20)]
+    speeds = rng.uniform(0.5, 2, 20) * CPU_PRODUCTS_PER_SECOND
+    seconds = np.array(works) @ true * CPU_PRODUCTS_PER_SECOND / speeds
+    np.testing.assert_allclose(scaling.fitted(works, seconds, speeds), true, rtol=1e-6)

@@ -25,6 +25,7 @@ def make_cores_devices() -> None:
     The number is fixed once JAX has computed something. There is one device then, and a sweep
     trains on that; results are the same.
     """
-    if jax.config.jax_num_cpu_devices < 0 and _FLAG_OF_XLA not in os.environ.get("XLA_FLAGS", ""):
+    unset = jax.config.values["jax_num_cpu_devices"] < 0
+    if unset and _FLAG_OF_XLA not in os.environ.get("XLA_FLAGS", ""):
         with suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", num_cores())

@@ -58,8 +58,6 @@ def hyperparameters(
         for name, dtype in _DTYPES.items()
     }
     num_steps = train_config.epochs * -(-num_samples // batch_size)
-    return Hyperparameters(
-        **columns,
-        prefix_sizes=np.array([config.prefix_sizes for config in configs], np.int32),
-        num_steps=np.full(len(configs), num_steps, np.int32),
-    )
+    columns["prefix_sizes"] = np.array([config.prefix_sizes for config in configs], np.int32)
+    columns["num_steps"] = np.full(len(configs), num_steps, np.int32)
+    return Hyperparameters(**columns)

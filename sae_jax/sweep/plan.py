@@ -1,7 +1,7 @@
 """Which members train together: groups that fit memory and waste little on padding."""
 
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -92,11 +92,14 @@ class Plan:
       offset_severity: norm of the training samples' mean over that of their standard deviations,
         by data slice, as far as it is known.
       devices: where they train, if on several devices.
+      seconds: estimate of the time from the call of `train_sweep` to its result; `None` where it
+        is not known.
     """
 
     groups: tuple[Group, ...]
     offset_severity: Mapping[DataSlice, float] = dataclasses.field(default_factory=dict)
     devices: str = ""
+    seconds: float | None = None
 
     def __str__(self) -> str:
         rows = [self.devices] if self.devices else []
@@ -116,6 +119,8 @@ class Plan:
                 f"  {group.num_bytes / 2**20:12.1f}  {group.flops_per_step / 1e9:10.2f}"
                 f"  {'-' if severity is None else f'{severity:.2f}':>15}"
             )
+        if self.seconds is not None:
+            rows.append(f"estimated time: {self.seconds:.0f} s")
         return "\n".join(rows)
 
 
@@ -290,7 +295,7 @@ def _worth_compiling(
     Its programs take longer to compile, once for all members of an architecture and data size.
     """
     keys = [(config.template, data_sizes[config.data_slice]) for config in configs]
-    seconds: dict[Any, float] = Counter()
+    seconds: dict[Any, float] = defaultdict(float)
     for key, config, kernel in zip(keys, configs, kernels, strict=True):
         if kernel == "firing_rows":
             seconds[key] += config.d_sae * _flops_per_latent(key[1]) * epochs / CPU_FLOPS

@@ -1,0 +1,120 @@
+"""How time grows with the sizes of a sweep, and how well it is known before.
+
+`benchmark.py --sections=estimate` trains sweeps of random sizes. The seconds of each are estimated
+by constants in `sae_jax/ops/tuning.py`; with --repeats=16 or more, `fitted` gives new ones.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from scipy.optimize import nnls
+
+import sae_jax
+from sae_jax.ops.tuning import CPU_PRODUCTS_PER_SECOND
+from sae_jax.sweep.estimate import Work, measured_speed, work_of
+from sae_jax.sweep.placement import Placement
+
+_MIN_SWEEPS_OF_FIT = 16
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "members": (2, 4, 8, 14),
+    "d_sae": (128, 256, 512, 1024, 2048),
+    "k": (5, 10, 25, 50, 100),
+    "d_in": (256, 576, 1024),
+    "num_samples": (1000, 2000, 4000, 6000),
+    "epochs": (3, 5, 10),
+    "compute_dtype": ("float32", "float32", "bfloat16"),
+}
+
+
+def random_sweep(seed: int) -> dict[str, Any]:
+    """One of each of `CHOICES`."""
+    rng = np.random.default_rng(seed)
+    return {name: values[rng.integers(len(values))] for name, values in CHOICES.items()}
+
+
+def measured(sweep: dict[str, Any], x: np.ndarray) -> tuple[float, float, Work, float]:
+    """Trains a sweep with nothing compiled.
+
+    Args:
+      sweep: what `random_sweep` gives.
+      x: activations `[n, d_in]`, of which a fifth is for validation.
+
+    Returns:
+      Seconds as estimated and as taken; the work; and the speed of products just before.
+    """
+    num_train = sweep["num_samples"]
+    train, val = x[:num_train], x[num_train:]
+    sizes = [sweep["d_sae"], sweep["d_sae"] // 2]
+    configs = sae_jax.grid(d_sae=sizes, k=sweep["k"], seed=range(sweep["members"] // 2))
+    config = sae_jax.TrainConfig(epochs=sweep["epochs"], compute_dtype=sweep["compute_dtype"])
+    jax.clear_caches()
+    plan, speed = sae_jax.plan_for(configs, train, config), measured_speed()
+    sizes = {(None, None): (num_train, sweep["d_in"], sweep["d_in"])}
+    work = work_of(plan, configs, sizes, config, Placement.of(config, configs))
+    start = time.perf_counter()
+    sae_jax.train_sweep(configs, train, val, config, progress=False)
+    return plan.seconds, time.perf_counter() - start, work, speed
+
+
+def fitted(works: Sequence[Work], seconds: Sequence[float], speeds: Sequence[float]) -> Work:
+    """Seconds of a unit of each kind of work at the reference speed: non-negative least squares of
+    relative errors."""
+    at_reference = np.array(seconds) * np.array(speeds) / CPU_PRODUCTS_PER_SECOND
+    scale = np.maximum(np.max(works, axis=0), 1.0)
+    solution, _ = nnls(np.array(works) / scale / at_reference[:, None], np.ones(len(works)))
+    return Work(*(solution / scale).tolist())
+
+
+def estimate_rows(
+    samples: Callable[[int, int], np.ndarray], num_sweeps: int
+) -> list[dict[str, str | int | float]]:
+    """A row of each of so many random sweeps.
+
+    Args:
+      samples: gives activations, of the number of samples and the width.
+      num_sweeps: how many.
+    """
+    rows, found = [], []
+    for seed in range(num_sweeps):
+        sweep = random_sweep(seed)
+        x = samples(sweep["num_samples"] * 5 // 4, sweep["d_in"])
+        estimated, seconds, *of_fit = measured(sweep, x)
+        found.append((of_fit[0], seconds, of_fit[1]))
+        rows.append(
+            sweep | {"estimated": estimated, "seconds": seconds, "ratio": estimated / seconds}
+        )
+    if num_sweeps >= _MIN_SWEEPS_OF_FIT:
+        print("seconds of each kind of work:", fitted(*zip(*found, strict=True)))
+    return rows
+
+
+def fit_rows(
+    rows: Sequence[dict[str, str | int | float]], axis: str
+) -> list[dict[str, str | float]]:
+    """The straight line, seconds of an epoch = a + b * size, of each contender.
+
+    It has the least squares of relative errors; the largest of them says how straight growth is.
+
+    Args:
+      rows: what `benchmark.compare` gives of workloads that differ along an axis.
+      axis: the column of the size.
+    """
+    fits: list[dict[str, str | float]] = []
+    for name in dict.fromkeys(str(row["contender"]) for row in rows):
+        points = [
+            (float(row[axis]), _seconds_of_epoch(row)) for row in rows if row["contender"] == name
+        ]
+        size, seconds = np.array(points).T
+        b, a = np.polyfit(size, seconds, 1, w=1 / seconds)
+        error = np.max(np.abs((a + b * size) / seconds - 1))
+        fits.append({"contender": name, "a": a, "b": b, "largest_relative_error": float(error)})
+    return fits
+
+
+def _seconds_of_epoch(row: dict[str, str | int | float]) -> float:
+    steps = -(-int(row["num_samples"]) // int(row["batch_size"]))
+    return float(row["ms_per_member_step"]) / 1e3 * int(row["members"]) * steps

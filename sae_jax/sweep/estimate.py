@@ -1,0 +1,132 @@
+"""How long a planned sweep should take on this processor."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sae_jax.activations.slices import DataSlice
+from sae_jax.configs import SAEConfig, TrainConfig
+from sae_jax.ops.tuning import (
+    CPU_FIRING_SHARE,
+    CPU_HELP,
+    CPU_PRODUCTS_PER_SECOND,
+    CPU_SECONDS_OF_WORK,
+)
+from sae_jax.sweep.placement import Placement
+from sae_jax.sweep.plan import Group, Plan
+
+# Validation samples are not known while a sweep is planned; of a usual split they are so many of
+# the training samples.
+_VALIDATION_SHARE = 0.25
+
+
+class Work(NamedTuple):
+    """What the seconds of a sweep grow with on a CPU, of the device that has most of it.
+
+    Attributes:
+      programs: groups of shapes of their own, each of which compiles.
+      firing_programs: those among them with the kernel on firing rows, which compiles longer.
+      steps: steps of members.
+      products: floating-point operations of their products in float32.
+      bfloat16_products: the same in bfloat16.
+      activations: pre-activations that latents are selected from.
+      parameters: parameters that the optimizer updates.
+      scores: floating-point operations of scoring.
+    """
+
+    programs: float = 0.0
+    firing_programs: float = 0.0
+    steps: float = 0.0
+    products: float = 0.0
+    bfloat16_products: float = 0.0
+    activations: float = 0.0
+    parameters: float = 0.0
+    scores: float = 0.0
+
+
+def work_of(
+    plan: Plan,
+    configs: Sequence[SAEConfig],
+    data_sizes: Mapping[DataSlice, tuple[int, int, int]],
+    train_config: TrainConfig,
+    placement: Placement,
+) -> Work:
+    """The work of all groups; arguments as of `plan_sweep`."""
+    groups = [
+        _work_of_group(group, data_sizes[group.data_slice], train_config, placement)
+        for group in plan.groups
+    ]
+    shapes = {
+        (
+            configs[group.members[0]].template,
+            group.kernel,
+            group.width,
+            len(group.members),
+            data_sizes[group.data_slice],
+        )
+        for group in plan.groups
+    }
+    compiled = Work(
+        programs=len(shapes),
+        firing_programs=sum(kernel == "firing_rows" for _, kernel, *_ in shapes),
+    )
+    return Work(*np.sum([compiled, *groups], axis=0).tolist())
+
+
+def _work_of_group(
+    group: Group,
+    data_size: tuple[int, int, int],
+    train_config: TrainConfig,
+    placement: Placement,
+) -> Work:
+    num_samples, d_in, d_out = data_size
+    placement = placement.for_members(len(group.members))
+    # The cores of a single device divide its products, and little else.
+    help_of_others = CPU_HELP if len(placement.devices) == 1 else 1.0
+    turns = placement.members_each(len(group.members))
+    samples = turns * train_config.epochs * num_samples
+    steps = turns * train_config.epochs * -(-num_samples // train_config.batch_size)
+    in_others = {
+        "dense": group.width,
+        "firing_rows": CPU_FIRING_SHARE * group.width,
+        "selected_rows": group.k_max or group.width,
+    }[group.kernel]
+    products = 2 * samples * (d_in * group.width + 4 * d_out * in_others) / help_of_others
+    in_bfloat16 = train_config.compute_dtype == "bfloat16"
+    scored = _VALIDATION_SHARE * num_samples * (d_in + d_out) + group.width * d_out
+    return Work(
+        steps=steps,
+        products=0.0 if in_bfloat16 else products,
+        bfloat16_products=products if in_bfloat16 else 0.0,
+        activations=samples * group.width,
+        parameters=steps * (d_in + d_out) * group.width,
+        scores=2 * turns * group.width * scored,
+    )
+
+
+def seconds_of(work: Work, products_per_second: float) -> float:
+    """Seconds from the call of `train_sweep` to the result.
+
+    Args:
+      work: the work.
+      products_per_second: as `measured_speed` gives it.
+    """
+    speed = products_per_second / CPU_PRODUCTS_PER_SECOND
+    return float(np.dot(work, CPU_SECONDS_OF_WORK)) / speed
+
+
+def measured_speed() -> float:
+    """Floating-point operations a second that NumPy's products reach in this moment.
+
+    It takes some hundredths of a second. Cores of other kinds, and those that others share, differ
+    by this much in all else too, more or less.
+    """
+    a, b = np.ones((1024, 1024), np.float32), np.ones((1024, 1024), np.float32)
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return 2 * 1024**3 / float(np.median(times))
