@@ -9,6 +9,8 @@ import pytest
 
 # A forgotten axis and a promotion of dtypes that nobody wrote down are errors.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Else their number would depend on which test comes first, and on the machine.
+jax.config.update("jax_num_cpu_devices", 1)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

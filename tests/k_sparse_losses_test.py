@@ -90,8 +90,12 @@ def test_first_latents_of_a_matryoshka_learn_from_every_prefix():
         np.testing.assert_allclose(difference[12:], 0, atol=1e-5 * scale, err_msg=name)
 
 
+# XLA's CPU backend takes subnormal numbers for zero.
+NORMAL = st.floats(-9, 9, width=32, allow_subnormal=False)
+
+
 @settings(max_examples=50, deadline=None)
-@given(hnp.arrays(np.float32, (4, 6), elements=st.floats(-9, 9, width=32)), st.integers(1, 6))
+@given(hnp.arrays(np.float32, (4, 6), elements=NORMAL), st.integers(1, 6))
 def test_a_batch_keeps_its_largest_positive_latents(pre, k):
     sae = BatchTopKSAE(random_params(0, D_IN, 6), 0.0)
     z = np.asarray(sae.activate_batch(jnp.asarray(pre), k))

@@ -37,10 +37,8 @@ def test_every_mesh_gives_the_result_of_one_device():
         assert_close(found)
 
 
-def test_members_that_take_turns_have_the_same_bits_on_any_number_of_devices():
-    found = on_eight_devices("in_turns")
-    assert found["same_bits"]
-    assert found["explained_variance"] < 1e-6
+def test_members_that_take_turns_come_out_the_same_on_any_number_of_devices():
+    assert_close(on_eight_devices("in_turns"))
 
 
 def test_streamed_samples_train_on_a_mesh_as_those_in_memory_do_on_one_device():
@@ -81,9 +79,10 @@ def test_another_device_gives_the_same_bits():
     assert on_eight_devices("each_device") == [True]
 
 
-def test_all_devices_go_to_members_and_the_rest_to_data():
+def test_all_devices_go_to_members_and_accelerators_that_are_left_to_data():
     found = on_eight_devices("default_meshes")
-    assert found == [[1, 8, 1], [2, 4, 1], [8, 1, 1], [8, 1, 1], [1, 4, 1], [1, 1, 1]]
+    assert found[:6] == [[1, 8, 1], [2, 4, 1], [8, 1, 1], [8, 1, 1], [1, 4, 1], [1, 1, 1]]
+    assert found[6:] == [[1, 1, 1], [3, 1, 1], [8, 1, 1], [8, 1, 1], [1, 1, 1], [1, 1, 1]]
 
 
 @pytest.mark.parametrize(

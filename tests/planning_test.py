@@ -92,7 +92,7 @@ def test_eight_devices():
         expected = each * sum(planning.reduced_numbers(width, d_in, batch_size, meshes[mesh]))
         # Beside them are counts of top-k, one round, and flags.
         assert expected <= sum(messages) <= 1.03 * expected
-        placement = Placement(devices(H100, 8, "cpu"), meshes[mesh])
+        placement = Placement(devices(H100, 8, "gpu"), meshes[mesh])
         (group,) = plan_sweep(configs, data_sizes, train_config, placement).groups
         assert memory + 4 * num_samples * d_in <= group.num_bytes
 

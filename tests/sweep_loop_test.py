@@ -300,6 +300,7 @@ def test_rows_of_extreme_norm_are_warned_of(split):
 PEAK = """
 import re, sys
 from pathlib import Path
+import jax
 import numpy as np
 from sae_jax import SAEConfig, TrainConfig, plan_for, train_sweep
 
@@ -316,7 +317,7 @@ before = peak()
 configs = [SAEConfig(4096, 16, seed) for seed in range(16)]
 (group,) = plan_for(configs, x, train_config).groups
 train_sweep(configs, x, x, train_config, checkpoint_dir=sys.argv[1], progress=False)
-print(peak() - before, group.num_bytes)
+print(peak() - before, group.num_bytes * len(jax.devices()))
 """
 
 

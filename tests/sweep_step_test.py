@@ -13,7 +13,7 @@ from torch_reference import train as train_in_torch
 from sae_jax.architectures.topk import TopKSAE
 from sae_jax.sweep.batches import InMemory
 from sae_jax.sweep.placement import Placement
-from sae_jax.sweep.step import Program, init_group, train_epoch
+from sae_jax.sweep.step import Program, epoch_program, init_group, train_epoch
 
 D_IN, WIDTH, BATCH_SIZE = 12, 24, 16
 
@@ -139,7 +139,7 @@ def test_a_diverging_member_leaves_the_others_bit_for_bit(dtype, way):
 def test_new_hyperparameters_and_orders_do_not_recompile():
     x = samples(70)
     train(hyperparameters((15, 4, 0, 1e-3), (WIDTH, 6, 1, 1e-3)), x, WIDTH, epochs=2)
-    num_compiled = train_epoch._cache_size(), init_group._cache_size()
+    num_compiled = epoch_program(Program(TEMPLATE))._cache_size(), init_group._cache_size()
     losses = [
         train(hyperparameters(*mix), x, WIDTH, epochs=3, data_seed=data_seed)[1]
         for data_seed, mix in enumerate(
@@ -150,7 +150,10 @@ def test_new_hyperparameters_and_orders_do_not_recompile():
             ]
         )
     ]
-    assert (train_epoch._cache_size(), init_group._cache_size()) == num_compiled
+    assert (
+        epoch_program(Program(TEMPLATE))._cache_size(),
+        init_group._cache_size(),
+    ) == num_compiled
     assert len({array.tobytes() for array in losses}) == 3
 
 

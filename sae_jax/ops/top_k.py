@@ -185,10 +185,8 @@ def _bisect(
         t = jnp.where((found >= k) & ~exact, candidate, t)
         return i + 1, t, exact | (found == k)
 
-    num_positive = count(bits > 0)
-    # Where fewer than k are positive, as after a ReLU, the k-th largest is zero.
-    start = jnp.int32(0), jnp.zeros_like(num_positive), num_positive < k
-    return lax.while_loop(unfinished, set_bit, start)[1]
+    zeros = jnp.zeros_like(count(bits > 0))
+    return lax.while_loop(unfinished, set_bit, (jnp.int32(0), zeros, zeros > 0))[1]
 
 
 def _without_last(tied: jax.Array, surplus: jax.Array) -> jax.Array:

@@ -45,7 +45,7 @@ TOP_K_BLOCK = 16
 # Seconds that another group of other shapes takes to compile on a CPU, and floating-point
 # operations a second that a step reaches there with all else it does: what padding costs is weighed
 # against what it spares. Of two cores; constants, since a plan by the clock would change results.
-CPU_SECONDS_PER_PROGRAM = 4.0
+CPU_SECONDS_PER_PROGRAM = 5.5
 CPU_FLOPS = 1.6e11
 
 # Largest share of a group's arithmetic that padding may take on an accelerator unless the user says

@@ -364,8 +364,10 @@ def _group(
         part_floats = (steps_per_part + 1) * floats_per_step
         resident = _PARTS_AT_ONCE * part_floats + _ORDER_COPIES * num_samples
         scored_floats = max(part_floats, 2 * _sample_floats(EVAL_BATCH_SIZE, d_in, d_out))
+    # A checkpoint of what lies on several cores is put together first.
+    is_gathered = placement.platform == "cpu" and len(placement.devices) > 1
     training = (
-        num_members * state_copies * num_params
+        num_members * (1 + is_gathered) * state_copies * num_params
         + num_at_once * (_STEP_COPIES * num_params + num_activations)
         + sequential * state_copies * num_params
         + resident

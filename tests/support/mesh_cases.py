@@ -10,6 +10,8 @@ import re
 import sys
 import tempfile
 from functools import partial
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from sweeps import samples
 from sae_jax import SAEConfig, TrainConfig, train_sweep
 from sae_jax.sweep.batches import Batches, Samples
 from sae_jax.sweep.placement import Placement
-from sae_jax.sweep.step import Program, init_group, train_epoch
+from sae_jax.sweep.step import Program, epoch_program, init_group
 
 D_IN, D_SAE, BATCH_SIZE = 12, 24, 32
 # Ten steps an epoch, the last of them smaller than the others.
@@ -175,7 +177,7 @@ def lowered(program, num_members, platform="cpu", num_rest=7, size=(BATCH_SIZE, 
     batches = Batches(
         Samples(samples_of((2, batch_size, d_in))), Samples(samples_of((num_rest, d_in)))
     )
-    traced = train_epoch.trace(state, hyper, batches, 0, program=program)
+    traced = epoch_program(program).trace(state, hyper, batches, 0, program=program)
     return traced.lower(lowering_platforms=(platform,))
 
 
@@ -217,10 +219,13 @@ def compilations():
 
 
 def default_meshes():
-    """The axes that a sweep gets of eight devices, if it does not say."""
-    for num_members, batch_size in [(1, 32), (3, 32), (8, 32), (20, 32), (1, 12), (1, 7)]:
-        configs = members("topk", num_members)
-        yield Placement.of(TrainConfig(batch_size=batch_size), configs).shape
+    """The axes that a sweep gets of eight accelerators, and of eight cores, if it does not say."""
+    accelerators = [SimpleNamespace(platform="gpu", process_index=0)] * 8
+    for devices in (accelerators, jax.devices()):
+        with mock.patch.object(jax, "devices", lambda devices=devices: devices):
+            for num_members, batch_size in [(1, 32), (3, 32), (8, 32), (20, 32), (1, 12), (1, 7)]:
+                configs = members("topk", num_members)
+                yield Placement.of(TrainConfig(batch_size=batch_size), configs).shape
 
 
 if __name__ == "__main__":
