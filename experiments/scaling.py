@@ -13,8 +13,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 import sae_jax
-from sae_jax.ops.tuning import CPU_PRODUCTS_PER_SECOND
-from sae_jax.sweep.estimate import Work, measured_speed, work_of
+from sae_jax.sweep.estimate import Work, work_of
 from sae_jax.sweep.placement import Placement
 
 _MIN_SWEEPS_OF_FIT = 16
@@ -25,7 +24,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "k": (5, 10, 25, 50, 100),
     "d_in": (256, 576, 1024),
     "num_samples": (1000, 2000, 4000, 6000),
-    "epochs": (3, 5, 10),
+    "epochs": (3, 10, 25),
     "compute_dtype": ("float32", "float32", "bfloat16"),
 }
 
@@ -36,7 +35,7 @@ def random_sweep(seed: int) -> dict[str, Any]:
     return {name: values[rng.integers(len(values))] for name, values in CHOICES.items()}
 
 
-def measured(sweep: dict[str, Any], x: np.ndarray) -> tuple[float, float, Work, float]:
+def measured(sweep: dict[str, Any], x: np.ndarray) -> tuple[float, float, Work]:
     """Trains a sweep with nothing compiled.
 
     Args:
@@ -44,7 +43,7 @@ def measured(sweep: dict[str, Any], x: np.ndarray) -> tuple[float, float, Work, 
       x: activations `[n, d_in]`, of which a fifth is for validation.
 
     Returns:
-      Seconds as estimated and as taken; the work; and the speed of products just before.
+      Seconds as estimated and as taken, and the work.
     """
     num_train = sweep["num_samples"]
     train, val = x[:num_train], x[num_train:]
@@ -52,20 +51,19 @@ def measured(sweep: dict[str, Any], x: np.ndarray) -> tuple[float, float, Work, 
     configs = sae_jax.grid(d_sae=sizes, k=sweep["k"], seed=range(sweep["members"] // 2))
     config = sae_jax.TrainConfig(epochs=sweep["epochs"], compute_dtype=sweep["compute_dtype"])
     jax.clear_caches()
-    plan, speed = sae_jax.plan_for(configs, train, config), measured_speed()
+    plan = sae_jax.plan_for(configs, train, config)
     sizes = {(None, None): (num_train, sweep["d_in"], sweep["d_in"])}
     work = work_of(plan, configs, sizes, config, Placement.of(config, configs))
     start = time.perf_counter()
     sae_jax.train_sweep(configs, train, val, config, progress=False)
-    return plan.seconds, time.perf_counter() - start, work, speed
+    return plan.seconds, time.perf_counter() - start, work
 
 
-def fitted(works: Sequence[Work], seconds: Sequence[float], speeds: Sequence[float]) -> Work:
-    """Seconds of a unit of each kind of work at the reference speed: non-negative least squares of
-    relative errors."""
-    at_reference = np.array(seconds) * np.array(speeds) / CPU_PRODUCTS_PER_SECOND
+def fitted(works: Sequence[Work], seconds: Sequence[float]) -> Work:
+    """Seconds of a unit of each kind of work: non-negative least squares of relative errors."""
     scale = np.maximum(np.max(works, axis=0), 1.0)
-    solution, _ = nnls(np.array(works) / scale / at_reference[:, None], np.ones(len(works)))
+    relative = np.array(works) / scale / np.array(seconds)[:, None]
+    solution, _ = nnls(relative, np.ones(len(works)))
     return Work(*(solution / scale).tolist())
 
 
@@ -82,8 +80,8 @@ def estimate_rows(
     for seed in range(num_sweeps):
         sweep = random_sweep(seed)
         x = samples(sweep["num_samples"] * 5 // 4, sweep["d_in"])
-        estimated, seconds, *of_fit = measured(sweep, x)
-        found.append((of_fit[0], seconds, of_fit[1]))
+        estimated, seconds, work = measured(sweep, x)
+        found.append((work, seconds))
         rows.append(
             sweep | {"estimated": estimated, "seconds": seconds, "ratio": estimated / seconds}
         )

@@ -52,10 +52,10 @@ CPU_FLOPS = 1.6e11
 # otherwise. Small members leave it idle, so it should bear some; a judgment.
 ACCELERATOR_MAX_PADDING = 0.5
 
-# Seconds of each kind of work of `sae_jax.sweep.estimate.Work`, fitted to sweeps of random sizes on
-# a processor whose products reached so many operations a second, by `experiments/scaling.py`.
-CPU_PRODUCTS_PER_SECOND = 2e11
-CPU_SECONDS_OF_WORK = (5.5, 3.0, 3e-4, 7e-12, 2.5e-12, 8e-9, 1.2e-9, 7e-12)
+# Seconds of each kind of work of `sae_jax.sweep.estimate.Work`, fitted by `experiments/scaling.py`
+# to thirty sweeps of random sizes on two cores of a Xeon with AMX. Each was within 22 % of what the
+# others gave for it.
+CPU_SECONDS_OF_WORK = (4.9, 3.0, 6.3e-4, 7.6e-12, 3.7e-12, 2.2e-8, 2.0e-9, 4.3e-11)
 
 # How many times as fast products are by all cores as by one, and the share of latents that fire in
 # a batch of real activations; for estimates of time alone.

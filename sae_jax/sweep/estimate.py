@@ -1,6 +1,5 @@
-"""How long a planned sweep should take on this processor."""
+"""How long a planned sweep should take on a CPU."""
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,7 +10,6 @@ from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.ops.tuning import (
     CPU_FIRING_SHARE,
     CPU_HELP,
-    CPU_PRODUCTS_PER_SECOND,
     CPU_SECONDS_OF_WORK,
 )
 from sae_jax.sweep.placement import Placement
@@ -106,27 +104,11 @@ def _work_of_group(
     )
 
 
-def seconds_of(work: Work, products_per_second: float) -> float:
-    """Seconds from the call of `train_sweep` to the result.
+def seconds_of(work: Work) -> float:
+    """Seconds from the call of `train_sweep` to its result.
 
-    Args:
-      work: the work.
-      products_per_second: as `measured_speed` gives it.
+    Cores of another kind than those that the constants are from may take half or twice as long. The
+    speed of products in the moment of planning is left out: on shared cores it varies by a factor
+    of two from one second to the next, and the seconds of a sweep do not.
     """
-    speed = products_per_second / CPU_PRODUCTS_PER_SECOND
-    return float(np.dot(work, CPU_SECONDS_OF_WORK)) / speed
-
-
-def measured_speed() -> float:
-    """Floating-point operations a second that NumPy's products reach in this moment.
-
-    It takes some hundredths of a second. Cores of other kinds, and those that others share, differ
-    by this much in all else too, more or less.
-    """
-    a, b = np.ones((1024, 1024), np.float32), np.ones((1024, 1024), np.float32)
-    times = []
-    for _ in range(9):
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return 2 * 1024**3 / float(np.median(times))
+    return float(np.dot(work, CPU_SECONDS_OF_WORK))

@@ -22,7 +22,7 @@ from sae_jax.sweep.checkpoints import SweepCheckpoints
 from sae_jax.sweep.compilations import counted_compilations
 from sae_jax.sweep.cores import make_cores_devices
 from sae_jax.sweep.epochs import source_of, train_group
-from sae_jax.sweep.estimate import measured_speed, seconds_of, work_of
+from sae_jax.sweep.estimate import seconds_of, work_of
 from sae_jax.sweep.events import Announcer, Callback
 from sae_jax.sweep.hyperparameters import hyperparameters
 from sae_jax.sweep.memory import give_back_free_memory
@@ -282,8 +282,8 @@ def plan_for(
     """The plan that `train_sweep` would follow; print it to see groups, memory, work and, on a CPU,
     how long it should take.
 
-    The time is that of TopK, from the speed of this moment; a step of other architectures takes
-    0.6 to 1.7 times as long.
+    The time is that of TopK on a recent server's cores; a step of other architectures takes 0.6 to
+    1.7 times as long.
 
     Raises:
       ValueError: as `train_sweep` does.
@@ -297,7 +297,7 @@ def plan_for(
     plan = plan_sweep(configs, sizes, train_config, placement, samples.offset_severity)
     if placement.platform == "cpu" and is_alone():
         work = work_of(plan, configs, sizes, train_config, placement)
-        plan = dataclasses.replace(plan, seconds=seconds_of(work, measured_speed()))
+        plan = dataclasses.replace(plan, seconds=seconds_of(work))
     return plan
 
 
