@@ -21,6 +21,10 @@ from sae_jax.sweep.plan import Group
 from sae_jax.sweep.step import Program, epoch_program, init_group
 
 
+# Groups are planned as for a sweep so long that compiling does not count: steps are timed.
+_EPOCHS = 1000
+
+
 def engine(dtype: str, *, kernel: str = "auto", **fields: Any) -> Contender:
     """The train step of `sae_jax` for all members, with the planned kernel or a forced one.
 
@@ -38,7 +42,11 @@ def engine(dtype: str, *, kernel: str = "auto", **fields: Any) -> Contender:
             for i, (d_sae, k) in enumerate(workload.sizes)
         ]
         train_config = sae_jax.TrainConfig(
-            batch_size=workload.batch_size, compute_dtype=dtype, kernel=kernel, memory_budget=2**40
+            epochs=_EPOCHS,
+            batch_size=workload.batch_size,
+            compute_dtype=dtype,
+            kernel=kernel,
+            memory_budget=2**40,
         )
         placement = Placement.of(train_config, configs)
         groups = [

@@ -212,9 +212,13 @@ def plan_sweep(
                     open_group = wider
                     continue
                 groups.append(open_group)
-            of_one = _share(budget, placement, 1)
-            open_group = _alone(i, group_of, data_sizes[data_slice], of_one, train_config.stream)
-            if open_group.num_bytes > of_one:
+            # As one of many that share the memory, if it fits so; else alone on what there is.
+            for of_one in (_share(budget, placement, n) for n in (len(members), 1)):
+                data_size = data_sizes[data_slice]
+                open_group = _alone(i, group_of, data_size, of_one, train_config.stream)
+                if open_group.num_bytes <= of_one:
+                    break
+            else:
                 raise ValueError(
                     f"a member of d_sae {configs[i].d_sae} needs about {open_group.num_bytes:,}"
                     f" bytes; memory_budget is {of_one:,}"
