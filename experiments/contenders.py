@@ -20,7 +20,6 @@ from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import Group
 from sae_jax.sweep.step import Program, epoch_program, init_group
 
-
 # Groups are planned as for a sweep so long that compiling does not count: steps are timed.
 _EPOCHS = 1000
 

@@ -212,13 +212,13 @@ def plan_sweep(
                     open_group = wider
                     continue
                 groups.append(open_group)
+            alone = partial(_alone, i, group_of, data_sizes[data_slice], train_config.stream)
             # As one of many that share the memory, if it fits so; else alone on what there is.
-            for of_one in (_share(budget, placement, n) for n in (len(members), 1)):
-                data_size = data_sizes[data_slice]
-                open_group = _alone(i, group_of, data_size, of_one, train_config.stream)
-                if open_group.num_bytes <= of_one:
-                    break
-            else:
+            of_many, of_one = (_share(budget, placement, n) for n in (len(members), 1))
+            open_group = alone(of_many)
+            if open_group.num_bytes > of_many:
+                open_group = alone(of_one)
+            if open_group.num_bytes > of_one:
                 raise ValueError(
                     f"a member of d_sae {configs[i].d_sae} needs about {open_group.num_bytes:,}"
                     f" bytes; memory_budget is {of_one:,}"
@@ -314,8 +314,8 @@ def _alone(
     i: int,
     group_of: Callable[..., Group],
     data_size: tuple[int, int, int],
-    budget: int,
     stream: bool | None,
+    budget: int,
 ) -> Group:
     """A group of one member, whose samples are on the device if they may be and fit."""
     if stream is not None:
