@@ -23,7 +23,7 @@ def make_cores_devices() -> None:
     """Makes each core a device of JAX's CPU backend, if nobody has said how many there are.
 
     The number is fixed once JAX has computed something. There is one device then, and a sweep
-    trains on that; results are the same.
+    trains on that; results are the same but for rounding.
     """
     unset = jax.config.values["jax_num_cpu_devices"] < 0
     if unset and _FLAG_OF_XLA not in os.environ.get("XLA_FLAGS", ""):
