@@ -211,3 +211,16 @@ def test_any_optax_optimizer_with_a_traced_rate():
                 momentum[name] = 0.9 * momentum[name] + grads[name] * min(1.0, 0.5 / norm)
                 params[name] = params[name] - rate * (1 - step / 10) * momentum[name]
         assert_equal_params(true_size(state.params, member, d_sae), params, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [9, 16, 25], ids=["a rest", "one batch", "and a rest"])
+def test_members_in_turns_are_never_copied_all_at_once(n):
+    width, num_members = 512, 40
+    program = Program(TEMPLATE, sequential=True)
+    hyper = hyperparameters(*[(width, 3, i, 1e-3) for i in range(num_members)])
+    source = InMemory(samples(n, D_IN), BATCH_SIZE, Placement.default())
+    state = init_group(hyper, np.zeros(D_IN, np.float32), program=program, d_in=D_IN, width=width)
+    lowered = epoch_program(program).lower(state, hyper, source.epoch(0, 0), 0, program=program)
+    temporary = lowered.compile().memory_analysis().temp_size_in_bytes
+    # One member's state and gradients are 16 times as much as its decoder, and there are 40.
+    assert temporary < state.params["w_dec"].nbytes

@@ -168,7 +168,13 @@ def lift(
             states: MemberState, i_and_hyper: tuple[jax.Array, Hyperparameters]
         ) -> tuple[MemberState, jax.Array]:
             i, hyper = i_and_hyper
-            state, output = member(jax.tree.map(lambda leaf: leaf[i], states), hyper)
+            own = jax.tree.map(lambda leaf: leaf[i], states)
+            output = jax.tree.map(jnp.zeros_like, jax.eval_shape(member, own, hyper)[1])
+            # Once, in a loop whose end XLA does not know. Another one it would take apart, and copy the
+            # state of all members in each turn of an epoch of a step or two.
+            state, output = lax.fori_loop(
+                i, i + 1, lambda _, before: member(before[0], hyper), (own, output)
+            )
             return jax.tree.map(lambda leaf, new: leaf.at[i].set(new), states, state), output
 
         indices = jnp.arange(len(hypers.d_sae), dtype=jnp.int32)
