@@ -8,10 +8,14 @@ import numpy as np
 
 from sae_jax.activations.matrix import Matrix, live_of
 from sae_jax.sweep.batches import Batches, Samples, WindowedOrder, epoch_order
+from sae_jax.sweep.memory import give_back_free_memory
 from sae_jax.sweep.placement import Placement
 
 # Threads that read, a part each, so that a disk has several requests to serve.
 NUM_READERS = 4
+# The threads free what others allocate, so that more and more free memory lies between the blocks
+# in use: some 20 KB a part. Giving it back takes less time than a part, so it is done this often.
+_PARTS_PER_CLEANUP = 100
 
 
 class Streamed:
@@ -76,7 +80,9 @@ class Streamed:
             stop = min(start + last - first, self.parts_per_epoch)
             order = self._order(data_seed, epoch)
             of_epoch = grain.MapDataset.source(_Parts(self, order))[start:stop]
-            for batches in of_epoch.to_iter_dataset(read_ahead):
+            for i, batches in enumerate(of_epoch.to_iter_dataset(read_ahead), 1):
+                if i % _PARTS_PER_CLEANUP == 0:
+                    give_back_free_memory()
                 yield Batches(
                     self._placement.put_divided(batches.full, self._batch_size),
                     self._placement.put(batches.rest),
