@@ -2,14 +2,19 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweeps import D_IN, quietly, samples
 
-from sae_jax import SAEConfig
+from sae_jax import SAEConfig, TrainConfig
+from sae_jax.architectures.functional import initial
 from sae_jax.architectures.registry import ARCHITECTURES
+from sae_jax.metrics.evaluate import evaluate_group
+from sae_jax.sweep.hyperparameters import hyperparameters
+from sae_jax.sweep.scores import widened
 
 RUN = {"epochs": 4, "batch_size": 32, "max_padding": 0.4}
 # The slices are centered and scaled unlike each other; 110 samples leave a smaller last batch.
@@ -109,3 +114,22 @@ def test_bfloat16_at_widths_where_xla_folds_a_transpose_into_a_product(architect
         for dtype in ("bfloat16", "float32")
     )
     np.testing.assert_allclose(rounded, exact, rtol=0.05)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=[recipe["architecture"] for recipe in RECIPES])
+def test_latents_of_zeros_change_no_score(recipe):
+    config, x = SAEConfig(17, **recipe), samples(110)
+    of_group = hyperparameters([config], TrainConfig(), num_samples=len(x), d_in=D_IN)
+    of_member = jax.tree.map(lambda column: column[0], of_group)
+    arrays = initial(config.template, of_member, x[0], D_IN, 17)
+    arrays = jax.tree.map(lambda array: array[None], arrays)
+    scores = [
+        evaluate_group(config.template, *each, of_group, x)[0]
+        for each in (arrays, widened(arrays, template=config.template, num_latents=14))
+    ]
+    for name, value in scores[0].items():
+        np.testing.assert_allclose(
+            scores[1][name], value, rtol=1e-5, atol=1e-6, err_msg=name, equal_nan=True
+        )
+    assert len(scores[1]["firing_rate"]) == 17
+    assert 0 < scores[1]["l0"] < 17

@@ -32,6 +32,7 @@ def test_the_work_of_two_members_in_turns_is_that_by_hand():
     samples, steps = 2 * 3 * 120, 2 * 3 * 3
     assert found == Work(
         programs=1,
+        scoring_programs=1,
         steps=steps,
         products=2 * samples * 5 * 16 * 32 / CPU_HELP,
         activations=samples * 32,
@@ -60,11 +61,21 @@ def test_groups_of_equal_shapes_compile_once():
     assert work(group(0, 1), group(2)).programs == 2
 
 
+def test_groups_of_one_scored_width_compile_scoring_once():
+    assert work(group(0, 1), group(2)).scoring_programs == 1
+    wide = group(2, scored_width=48)
+    found = work(group(0, 1), wide)
+    assert found.scoring_programs == 2
+    assert found.scores - work(group(0, 1), group(2)).scores == pytest.approx(
+        2 * (48 * (30 * 32 + 48 * 16) - 32 * (30 * 32 + 32 * 16))
+    )
+
+
 def test_the_seconds_are_those_of_each_kind_of_work_added_up():
     for kind, seconds in zip(Work._fields, CPU_SECONDS_OF_WORK, strict=True):
         assert seconds_of(Work(**{kind: 2.0})) == pytest.approx(2 * seconds)
     assert seconds_of(Work(programs=1.0, steps=1.0)) == pytest.approx(
-        CPU_SECONDS_OF_WORK[0] + CPU_SECONDS_OF_WORK[2]
+        CPU_SECONDS_OF_WORK[0] + CPU_SECONDS_OF_WORK[3]
     )
 
 

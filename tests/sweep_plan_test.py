@@ -62,9 +62,9 @@ def test_padding_share_by_hand():
 @pytest.mark.parametrize(
     ("backend", "sizes", "num_groups"),
     [
-        # A padding latent takes 10 * 2048 * 5978 * 25 operations, 19.1 ms, and a program 5.5 s.
-        ("cpu", (1000, 715), 1),
-        ("cpu", (1000, 710), 2),
+        # A padding latent takes 10 * 2048 * 5978 * 25 operations, 19.1 ms, and programs 3.5 s.
+        ("cpu", (1000, 820), 1),
+        ("cpu", (1000, 814), 2),
         # 49 % of 3 * 1000, and 51 %.
         ("gpu", (1000, 300, 230), 1),
         ("gpu", (1000, 270, 200), 2),
@@ -87,6 +87,32 @@ def test_flops_are_ten_for_each_sample_dimension_and_latent():
     config = TrainConfig(kernel="dense", max_padding=0.2)
     (group,) = plan_sweep(members(500, 512), SIZES, config).groups
     assert group.flops_per_step == 10 * 256 * 2048 * 512 * 2
+
+
+def test_groups_of_other_widths_are_scored_alike_where_that_takes_less_than_compiling():
+    def scored(num_samples, **options):
+        sizes, config = {SLICE: (num_samples, 576, 576)}, TrainConfig(max_padding=0, **options)
+        plan = plan_sweep(members(1000, 512, 512, 300), sizes, config)
+        budget = options.get("memory_budget", 2**40)
+        assert all(group.num_bytes <= budget for group in plan.groups)
+        return [group.scored_width for group in plan.groups]
+
+    # A latent takes 2 * (1152 * 6000 / 4 + 2 * 576 * 1000) operations, 0.25 ms, and programs 2.5 s.
+    assert scored(6000) == [None, 1000, 1000]
+    # 3.6 ms: 700 for the third group are as much as programs of its own, and 2 * 488 more.
+    assert scored(140_000) == [None, None, 512]
+    assert scored(2_000_000) == [None, None, None]
+    # What trains in less memory is scored in its own.
+    least = plan_sweep(members(1000), {SLICE: (9, 576, 576)}, TrainConfig()).groups[0].num_bytes
+    assert scored(9, memory_budget=least) == [None, 1000, 1000]
+    assert (
+        plan_sweep(
+            members(1000, 512), {SLICE: (6000, 576, 576)}, TrainConfig(max_padding=0), on("gpu")
+        )
+        .groups[1]
+        .scored_width
+        is None
+    )
 
 
 def test_slices_are_never_mixed():

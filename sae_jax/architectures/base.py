@@ -198,6 +198,17 @@ class SAE(nnx.Module):
         return {"w_enc": np.ascontiguousarray(arrays.pop("w_enc_t").T)} | arrays
 
     @classmethod
+    def widened(cls, arrays: Arrays, num_latents: int) -> Arrays:
+        """Trained or kept arrays of members, leading axis M, with so many more latents of zeros."""
+
+        def of_array(name: str, array: jax.Array) -> jax.Array:
+            if name in ("b_dec", *cls.not_per_latent):
+                return array
+            return jnp.pad(array, [(0, 0), (0, num_latents)] + [(0, 0)] * (array.ndim - 2))
+
+        return {name: of_array(name, array) for name, array in arrays.items()}
+
+    @classmethod
     def fold(
         cls,
         arrays: Arrays,

@@ -42,11 +42,14 @@ SELECTED_SAMPLES_AT_ONCE = 16
 # Latents of a row that `top_k_indices` takes for a block.
 TOP_K_BLOCK = 16
 
-# Seconds that another group of other shapes takes to compile on a CPU, and floating-point
-# operations a second that a step reaches there with all else it does: what padding costs is weighed
-# against what it spares. Of two cores; constants, since a plan by the clock would change results.
-CPU_SECONDS_PER_PROGRAM = 5.5
+# Seconds that the programs which train members of another width take to compile on a CPU, and those
+# which score them; floating-point operations a second that a step reaches there with all else it
+# does, and that one core reaches while it scores. What padding costs is weighed against what it
+# spares. Of two cores; constants, since a plan by the clock would change results.
+CPU_SECONDS_PER_PROGRAM = 3.5
+CPU_SECONDS_PER_SCORING = 2.5
 CPU_FLOPS = 1.6e11
+CORE_SCORING_FLOPS = 2.3e10
 
 # Largest share of a group's arithmetic that padding may take on an accelerator unless the user says
 # otherwise. Small members leave it idle, so it should bear some; a judgment.
@@ -54,8 +57,9 @@ ACCELERATOR_MAX_PADDING = 0.5
 
 # Seconds of each kind of work of `sae_jax.sweep.estimate.Work`, fitted by `experiments/scaling.py`
 # to thirty sweeps of random sizes on two cores of a Xeon with AMX. Each was within 22 % of what the
-# others gave for it.
-CPU_SECONDS_OF_WORK = (4.9, 3.0, 6.3e-4, 7.6e-12, 3.7e-12, 2.2e-8, 2.0e-9, 4.3e-11)
+# others gave for it. Groups compiled their scoring each for themselves then; its share of a group's
+# 4.9 seconds is that of the processor time that its programs take to compile.
+CPU_SECONDS_OF_WORK = (2.8, 3.0, 2.1, 6.3e-4, 7.6e-12, 3.7e-12, 2.2e-8, 2.0e-9, 4.3e-11)
 
 # How many times as fast products are by all cores as by one, and the share of latents that fire in
 # a batch of real activations; for estimates of time alone.

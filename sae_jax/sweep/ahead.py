@@ -21,6 +21,7 @@ from sae_jax.sweep.hyperparameters import hyperparameters
 from sae_jax.sweep.placement import Placement, share
 from sae_jax.sweep.plan import Group
 from sae_jax.sweep.samples import SweepSamples
+from sae_jax.sweep.scores import widened
 from sae_jax.sweep.step import Optimizer, Program, epoch_program, init_group
 
 Task = Literal["training", "scoring"]
@@ -76,8 +77,9 @@ class Needs:
     def shapes(self) -> tuple[Any, ...]:
         """Equal for groups that share their programs."""
         group = self.group
-        of_group = len(group.members), group.width, group.scored_at_once
-        return (self.program, *of_group, self.sizes, self.num_val, self.has_targets)
+        of_group = len(group.members), group.width
+        of_scores = group.scored_at_once, group.scored_width
+        return (self.program, *of_group, *of_scores, self.sizes, self.num_val, self.has_targets)
 
     def compile(self, task: Task) -> None:
         """Compiles what the group trains with, or what it is scored with."""
@@ -89,10 +91,10 @@ class Needs:
             hyperparameters(self.configs, self.train_config, num_samples, d_in)
         )
         center = jax.ShapeDtypeStruct((d_out,), jnp.float32)
-        init = init_group.lower(hyper, center, program=program, d_in=d_in, width=width)
+        init = init_group.trace(hyper, center, program=program, d_in=d_in, width=width)
         state = placement.spread_shapes(init.out_info, width)
         if task == "training":
-            init.compile()
+            init.lower().compile()
             samples = placement.put_shapes(self._samples((num_samples,)))
             numbers = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
             batches = compiled(
@@ -108,6 +110,9 @@ class Needs:
         at_once = min(self.group.scored_at_once, each)
         tree = state.params, state.kept, hyper
         params, kept, hyper = compiled(share, tree, 0, at_once=at_once, placement=placement)
+        if self.group.scored_width is not None:
+            more, template = self.group.scored_width - width, program.template
+            params, kept = compiled(widened, (params, kept), template=template, num_latents=more)
         batch_size = min(EVAL_BATCH_SIZE, self.num_val)
         batches = -(-self.num_val // batch_size), batch_size
         mask = jax.ShapeDtypeStruct(batches, bool)

@@ -13,19 +13,16 @@ from sae_jax.ops.tuning import (
     CPU_SECONDS_OF_WORK,
 )
 from sae_jax.sweep.placement import Placement
-from sae_jax.sweep.plan import Group, Plan
-
-# Validation samples are not known while a sweep is planned; of a usual split they are so many of
-# the training samples.
-_VALIDATION_SHARE = 0.25
+from sae_jax.sweep.plan import VALIDATION_SHARE, Group, Plan
 
 
 class Work(NamedTuple):
     """What the seconds of a sweep grow with on a CPU, of the device that has most of it.
 
     Attributes:
-      programs: groups of shapes of their own, each of which compiles.
+      programs: groups of shapes of their own, each of which compiles what it trains with.
       firing_programs: those among them with the kernel on firing rows, which compiles longer.
+      scoring_programs: different shapes in which members are scored.
       steps: steps of members.
       products: floating-point operations of their products in float32.
       bfloat16_products: the same in bfloat16.
@@ -36,6 +33,7 @@ class Work(NamedTuple):
 
     programs: float = 0.0
     firing_programs: float = 0.0
+    scoring_programs: float = 0.0
     steps: float = 0.0
     products: float = 0.0
     bfloat16_products: float = 0.0
@@ -56,19 +54,17 @@ def work_of(
         _work_of_group(group, data_sizes[group.data_slice], train_config, placement)
         for group in plan.groups
     ]
-    shapes = {
-        (
-            configs[group.members[0]].template,
-            group.kernel,
-            group.width,
-            len(group.members),
-            data_sizes[group.data_slice],
-        )
-        for group in plan.groups
-    }
+    shapes, scored = set(), set()
+    for group in plan.groups:
+        num_members = len(group.members)
+        alike = configs[group.members[0]].template, data_sizes[group.data_slice]
+        shapes.add((group.kernel, group.width, num_members, *alike))
+        devices = placement.for_members(num_members).shape
+        scored.add((group.scored_width or group.width, devices, *alike))
     compiled = Work(
         programs=len(shapes),
-        firing_programs=sum(kernel == "firing_rows" for _, kernel, *_ in shapes),
+        firing_programs=sum(kernel == "firing_rows" for kernel, *_ in shapes),
+        scoring_programs=len(scored),
     )
     return Work(*np.sum([compiled, *groups], axis=0).tolist())
 
@@ -93,14 +89,15 @@ def _work_of_group(
     }[group.kernel]
     products = 2 * samples * (d_in * group.width + 4 * d_out * in_others) / help_of_others
     in_bfloat16 = train_config.compute_dtype == "bfloat16"
-    scored = _VALIDATION_SHARE * num_samples * (d_in + d_out) + group.width * d_out
+    scored_width = group.scored_width or group.width
+    scored = VALIDATION_SHARE * num_samples * (d_in + d_out) + scored_width * d_out
     return Work(
         steps=steps,
         products=0.0 if in_bfloat16 else products,
         bfloat16_products=products if in_bfloat16 else 0.0,
         activations=samples * group.width,
         parameters=steps * (d_in + d_out) * group.width,
-        scores=2 * turns * group.width * scored,
+        scores=2 * turns * scored_width * scored,
     )
 
 

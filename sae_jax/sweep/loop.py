@@ -255,13 +255,14 @@ def train_sweep(
                 "offset_severity": samples.offset_severity[data_slice]
             }
             scores = [score | severity for score in scores]
-            trained = members_of_group(group_configs, params, kept, scores, losses, scored)
             announcer.scored(i, [scalars(score) for score in scores])
-            for member, result in zip(group.members, trained, strict=True):
+            for place, result in members_of_group(
+                group, program, group_configs, params, kept, hyper, scores, losses, scored
+            ):
                 warn_of_outliers(result, x_val.shape[0], warned)
-                keep(member, result)
+                keep(group.members[place], result)
             # The next group may need their memory.
-            del params, kept, hyper, scores, trained, result, x_val, y_val, scored
+            del params, kept, hyper, scores, result, x_val, y_val, scored
             give_back_free_memory()
         if output is not None:
             of_main(lambda: writer.finish(train_config, data))

@@ -12,8 +12,10 @@ from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.metrics.evaluate import EVAL_BATCH_SIZE
 from sae_jax.ops.tuning import (
     ACCELERATOR_MAX_PADDING,
+    CORE_SCORING_FLOPS,
     CPU_FLOPS,
     CPU_SECONDS_PER_PROGRAM,
+    CPU_SECONDS_PER_SCORING,
     FIRING_GAIN,
     FIRING_MIN_WEIGHTS,
     FIRING_PADDING_COST,
@@ -26,6 +28,10 @@ from sae_jax.sweep.streamed import NUM_READERS
 from sae_jax.sweep.widths import cheapest_widths
 
 _FLOAT_BYTES = 4
+# Validation samples are not known while a sweep is planned; of a usual split they are so many of
+# the training samples.
+VALIDATION_SHARE = 0.25
+
 # Copies of the parameters that a group keeps: themselves and two Adam moments.
 _STATE_COPIES = 3
 # Of the members that train at the same time: gradients, and one temporary.
@@ -67,6 +73,8 @@ class Group:
         others, whose programs do not depend on it.
       sequential: whether they take turns, a whole epoch each, or one part of streamed samples.
       scored_at_once: how many of those on a device are scored side by side.
+      scored_width: latents that each of them is scored with, so that groups of other widths share
+        the programs; `None` for those that it trains with.
       steps_per_part: full batches that lie on the device at a time; `None` where all samples do.
     """
 
@@ -80,6 +88,7 @@ class Group:
     k_max: int | None = None
     sequential: bool = False
     scored_at_once: int = 1
+    scored_width: int | None = None
     steps_per_part: int | None = None
 
 
@@ -178,6 +187,9 @@ def plan_sweep(
     sharing = Counter(
         _shared_program(key, members, configs, data_sizes) for key, members in alike.items()
     )
+    any_group = partial(
+        _group, configs=configs, batch_size=batch_size, budget=budget, placement=placement
+    )
     groups: list[Group] = []
     for key, members in alike.items():
         data_slice, kernel, _, _ = key
@@ -191,14 +203,7 @@ def plan_sweep(
                 CPU_SECONDS_PER_PROGRAM / num_sharing,
             )
         group_of = partial(
-            _group,
-            configs=configs,
-            data_slice=data_slice,
-            data_size=data_sizes[data_slice],
-            batch_size=batch_size,
-            kernel=kernel,
-            budget=budget,
-            placement=placement,
+            any_group, data_slice=data_slice, data_size=data_sizes[data_slice], kernel=kernel
         )
         open_group: Group | None = None
         for i in sorted(members, key=lambda i: -configs[i].d_sae):
@@ -225,6 +230,8 @@ def plan_sweep(
                 )
         if open_group:
             groups.append(open_group)
+    if placement.platform == "cpu" and not placement.divides_members:
+        groups = _scored_alike(groups, configs, data_sizes, budget, placement, any_group)
     devices = str(placement) if len(placement.devices) > 1 else ""
     return Plan(tuple(groups), offset_severity or {}, devices)
 
@@ -325,6 +332,49 @@ def _alone(
     return group if may_stay and group.num_bytes <= budget else group_of((i,), streamed=True)
 
 
+def _scored_alike(
+    groups: Sequence[Group],
+    configs: Sequence[SAEConfig],
+    data_sizes: Mapping[DataSlice, tuple[int, int, int]],
+    budget: int,
+    placement: Placement,
+    any_group: Callable[..., Group],
+) -> list[Group]:
+    """The groups, some of them scored with more latents, so that others share their programs.
+
+    Scoring takes so little time beside training that it bears more padding.
+    """
+    alike: dict[Any, list[Group]] = defaultdict(list)
+    for group in groups:
+        template = configs[group.members[0]].template
+        devices = placement.for_members(len(group.members))
+        if group.steps_per_part is None:
+            alike[template, data_sizes[group.data_slice], devices.shape].append(group)
+    scored: dict[tuple[int, ...], Group] = {}
+    for (_, data_size, (num_devices, _, _)), some in alike.items():
+        num_samples, d_in, d_out = data_size
+        most = max(group.width for group in some)
+        num_val = VALIDATION_SHARE * num_samples
+        # Decoder rows are compared with each other, so that each costs as much as there are.
+        flops = 2 * ((d_in + d_out) * num_val + 2 * d_out * most)
+        turns = [
+            group.width for group in some for _ in range(-(-len(group.members) // num_devices))
+        ]
+        widths = cheapest_widths(turns, flops / CORE_SCORING_FLOPS, CPU_SECONDS_PER_SCORING)
+        for group in some:
+            wider = any_group(
+                group.members,
+                data_slice=group.data_slice,
+                data_size=data_size,
+                kernel=group.kernel,
+                streamed=False,
+                scored_width=widths[group.width],
+            )
+            if wider.num_bytes <= _share(budget, placement, len(group.members)):
+                scored[group.members] = wider
+    return [scored.get(group.members, group) for group in groups]
+
+
 def _group(
     members: tuple[int, ...],
     configs: Sequence[SAEConfig],
@@ -335,6 +385,7 @@ def _group(
     budget: int,
     placement: Placement,
     streamed: bool,
+    scored_width: int | None = None,
 ) -> Group:
     num_samples, d_in, d_out = data_size
     budget = _share(budget, placement, len(members))
@@ -379,8 +430,9 @@ def _group(
     restoring = int(num_members * _RESTORE_COPIES * num_params)
     # Pre-activations, latents, their magnitudes and what selection compares; cosines of as
     # many decoder rows; reconstruction, residual and their deviations.
-    num_score_activations = EVAL_BATCH_SIZE * (6 * num_latents + 4 * d_out)
-    scoring_one = int(_SCORE_COPIES * num_params) + num_score_activations
+    num_scored = num_latents if scored_width is None else scored_width
+    num_score_activations = EVAL_BATCH_SIZE * (6 * num_scored + 4 * d_out)
+    scoring_one = int(_SCORE_COPIES * _num_params(num_scored, d_in, d_out)) + num_score_activations
     if num_parts > 1:
         scoring_one += width * d_out  # Directions are compared with those of all devices.
     results = num_members * _RESULT_COPIES * num_params + scored_floats
@@ -406,6 +458,7 @@ def _group(
         k_max=largest_k if kernel == "selected_rows" else None,
         sequential=sequential,
         scored_at_once=scored_at_once,
+        scored_width=None if scored_width == width else scored_width,
         steps_per_part=steps_per_part,
     )
 

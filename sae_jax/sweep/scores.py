@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,6 +38,9 @@ def scores_of_group(
     shares = program.placement.shares((params, kept, hyper), group.scored_at_once)
     scores: dict[int, dict[str, float | int | np.ndarray]] = {}
     for members, (params, kept, hyper) in shares:
+        if group.scored_width is not None:
+            more = group.scored_width - group.width
+            params, kept = widened((params, kept), template=program.template, num_latents=more)
         found = evaluate_group(
             program.template,
             params,
@@ -50,37 +55,47 @@ def scores_of_group(
     return [scores[i] for i in range(len(group.members))]
 
 
+@partial(jax.jit, static_argnames=("template", "num_latents"))
+def widened(arrays: tuple[Arrays, Arrays], *, template: SAEConfig, num_latents: int) -> Any:
+    """Trained and kept arrays of members, leading axis M, padded by so many latents."""
+    widen = architecture_of(template).widened
+    return tuple(widen(some, num_latents) for some in arrays)
+
+
 def members_of_group(
+    group: Group,
+    program: Program,
     configs: Sequence[SAEConfig],
     params: Arrays,
     kept: Arrays,
+    hyper: Hyperparameters,
     scores: Sequence[Mapping[str, float | int | np.ndarray]],
     losses: np.ndarray,
     scored: Matrix,
-) -> Iterator[Member]:
-    """The members one by one, each of its true size."""
+) -> Iterator[tuple[int, Member]]:
+    """The members of true size, as they lie on the devices, each with its place in the group."""
     # Samples whose squares overflow have an infinite error under any SAE.
     overflows = not np.isfinite(sum(np.vdot(block, block) for block in blocks(scored)))
-    for i, (config, score) in enumerate(zip(configs, scores, strict=True)):
-        own = gathered(_of_member(params | kept, i))
-        numbers = scalars(score)
-        firing_rate = np.asarray(score["firing_rate"])
-        history = losses[:, i].copy()
-        diverged_at = divergence(history, overflows or bool(np.isfinite(score["mse"])))
-        yield Member(
-            config,
-            architecture_of(config).of_true_size(own, config.d_sae),
-            numbers,
-            firing_rate,
-            history,
-            diverged_at,
-        )
-
-
-@jax.jit
-def _of_member(arrays: Arrays, i: jax.Array | int) -> Arrays:
-    """The arrays of one member; `i` is traced, so that one program serves all."""
-    return {name: array[i] for name, array in arrays.items()}
+    awaited = set(range(len(configs)))
+    # The program that takes some members from the others is compiled already, for their scores.
+    shares = program.placement.shares((params, kept, hyper), group.scored_at_once)
+    for members, (some_params, some_kept, _) in shares:
+        arrays = gathered(some_params | some_kept)
+        for place, i in enumerate(members.tolist()):
+            if i not in awaited:
+                continue
+            awaited.remove(i)
+            own = {name: array[place] for name, array in arrays.items()}
+            config, score, history = configs[i], scores[i], losses[:, i].copy()
+            member = Member(
+                config,
+                architecture_of(config).of_true_size(own, config.d_sae),
+                scalars(score),
+                np.asarray(score["firing_rate"]),
+                history,
+                divergence(history, overflows or bool(np.isfinite(score["mse"]))),
+            )
+            yield i, member
 
 
 def scalars(score: Mapping[str, float | int | np.ndarray]) -> dict[str, float | int]:
