@@ -257,7 +257,7 @@ def train_sweep(
             scores = [score | severity for score in scores]
             announcer.scored(i, [scalars(score) for score in scores])
             for place, result in members_of_group(
-                group, program, group_configs, params, kept, hyper, scores, losses, scored
+                program, group_configs, params, kept, hyper, scores, losses, scored
             ):
                 warn_of_outliers(result, x_val.shape[0], warned)
                 keep(group.members[place], result)

@@ -63,7 +63,6 @@ def widened(arrays: tuple[Arrays, Arrays], *, template: SAEConfig, num_latents: 
 
 
 def members_of_group(
-    group: Group,
     program: Program,
     configs: Sequence[SAEConfig],
     params: Arrays,
@@ -76,15 +75,14 @@ def members_of_group(
     """The members of true size, as they lie on the devices, each with its place in the group."""
     # Samples whose squares overflow have an infinite error under any SAE.
     overflows = not np.isfinite(sum(np.vdot(block, block) for block in blocks(scored)))
-    awaited = set(range(len(configs)))
-    # The program that takes some members from the others is compiled already, for their scores.
-    shares = program.placement.shares((params, kept, hyper), group.scored_at_once)
+    # Few at a time, since several processes get those of all devices on each. On a CPU scores were
+    # taken of as many, by the same program.
+    shares = program.placement.shares((params, kept, hyper), at_once=1)
     for members, (some_params, some_kept, _) in shares:
         arrays = gathered(some_params | some_kept)
         for place, i in enumerate(members.tolist()):
-            if i not in awaited:
-                continue
-            awaited.remove(i)
+            if i >= len(configs):
+                continue  # A copy that fills up the devices.
             own = {name: array[place] for name, array in arrays.items()}
             config, score, history = configs[i], scores[i], losses[:, i].copy()
             member = Member(
