@@ -102,9 +102,6 @@ def test_groups_of_other_widths_are_scored_alike_where_that_takes_less_than_comp
     # 3.6 ms: 700 for the third group are as much as programs of its own, and 2 * 488 more.
     assert scored(140_000) == [None, None, 512]
     assert scored(2_000_000) == [None, None, None]
-    # What trains in less memory is scored in its own.
-    least = plan_sweep(members(1000), {SLICE: (9, 576, 576)}, TrainConfig()).groups[0].num_bytes
-    assert scored(9, memory_budget=least) == [None, 1000, 1000]
     assert (
         plan_sweep(
             members(1000, 512), {SLICE: (6000, 576, 576)}, TrainConfig(max_padding=0), on("gpu")
@@ -113,6 +110,18 @@ def test_groups_of_other_widths_are_scored_alike_where_that_takes_less_than_comp
         .scored_width
         is None
     )
+
+
+def test_members_are_not_scored_wider_than_memory_allows():
+    # Results of three of 500 latents are more than those of one of 1000, by 16,500 floats; what is
+    # scored is the same.
+    configs, sizes = members(1000, 500, 500, 500), {SLICE: (9, 16, 16)}
+    least = plan_sweep(configs[:1], sizes, TrainConfig()).groups[0].num_bytes
+    for budget, scored_width in ((least, None), (2 * least, 1000)):
+        config = TrainConfig(max_padding=0, memory_budget=budget)
+        wide, narrow = plan_sweep(configs, sizes, config).groups
+        assert (wide.scored_width, narrow.scored_width) == (None, scored_width)
+        assert narrow.num_bytes <= budget
 
 
 def test_slices_are_never_mixed():

@@ -222,5 +222,5 @@ def test_members_in_turns_are_never_copied_all_at_once(n):
     state = init_group(hyper, np.zeros(D_IN, np.float32), program=program, d_in=D_IN, width=width)
     lowered = epoch_program(program).lower(state, hyper, source.epoch(0, 0), 0, program=program)
     temporary = lowered.compile().memory_analysis().temp_size_in_bytes
-    # One member's state and gradients are 16 times as much as its decoder, and there are 40.
+    # One member's state and gradients are 8 times as much as its decoder, and there are 40.
     assert temporary < state.params["w_dec"].nbytes

@@ -56,9 +56,9 @@ CORE_SCORING_FLOPS = 2.3e10
 ACCELERATOR_MAX_PADDING = 0.5
 
 # Seconds of each kind of work of `sae_jax.sweep.estimate.Work`, fitted by `experiments/scaling.py`
-# to thirty sweeps of random sizes on two cores of a Xeon with AMX. Each was within 22 % of what the
-# others gave for it. Groups compiled their scoring each for themselves then; its share of a group's
-# 4.9 seconds is that of the processor time that its programs take to compile.
+# to thirty sweeps of random sizes on two cores of a Xeon with AMX, each of which was within 22 % of
+# what the others gave for it. The fit gave 4.9 seconds a group, when each compiled its own scoring;
+# it is divided here by the processor time that both kinds of programs take to compile.
 CPU_SECONDS_OF_WORK = (2.8, 3.0, 2.1, 6.3e-4, 7.6e-12, 3.7e-12, 2.2e-8, 2.0e-9, 4.3e-11)
 
 # How many times as fast products are by all cores as by one, and the share of latents that fire in

@@ -87,9 +87,9 @@ def train_group(
         losses = readable(losses[:, :num_members])
         if part > first_part:
             # One part behind, so that the device never waits, neither for the next part nor for
-            # who is told, and no more parts lie ready than were planned. An array of JAX takes
-            # kilobytes more than its numbers.
-            history[-1] = np.asarray(history[-1])
+            # who is told, and no more parts lie ready than were planned. A copy, since an array
+            # of JAX takes kilobytes more than its numbers.
+            history[-1] = np.array(history[-1])
             if part % per_epoch == 0:
                 tell(part)
         history.append(losses)

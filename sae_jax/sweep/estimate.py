@@ -60,7 +60,7 @@ def work_of(
         alike = configs[group.members[0]].template, data_sizes[group.data_slice]
         shapes.add((group.kernel, group.width, num_members, *alike))
         devices = placement.for_members(num_members).shape
-        scored.add((group.scored_width or group.width, devices, *alike))
+        scored.add((group.scored_width or group.width, group.steps_per_part, devices, *alike))
     compiled = Work(
         programs=len(shapes),
         firing_programs=sum(kernel == "firing_rows" for kernel, *_ in shapes),

@@ -433,6 +433,8 @@ def _group(
     num_scored = num_latents if scored_width is None else scored_width
     num_score_activations = EVAL_BATCH_SIZE * (6 * num_scored + 4 * d_out)
     scoring_one = int(_SCORE_COPIES * _num_params(num_scored, d_in, d_out)) + num_score_activations
+    if num_scored != num_latents:
+        scoring_one += num_params  # As it was before it was widened.
     if num_parts > 1:
         scoring_one += width * d_out  # Directions are compared with those of all devices.
     results = num_members * _RESULT_COPIES * num_params + scored_floats

@@ -72,11 +72,11 @@ def members_of_group(
     losses: np.ndarray,
     scored: Matrix,
 ) -> Iterator[tuple[int, Member]]:
-    """The members of true size, as they lie on the devices, each with its place in the group."""
+    """The members, of true size, each with its place in the group; one device's after another's."""
     # Samples whose squares overflow have an infinite error under any SAE.
     overflows = not np.isfinite(sum(np.vdot(block, block) for block in blocks(scored)))
-    # Few at a time, since several processes get those of all devices on each. On a CPU scores were
-    # taken of as many, by the same program.
+    # One of each device at a time, since with several processes every device gets them all. On a
+    # CPU so many are scored at a time, so that the program is there.
     shares = program.placement.shares((params, kept, hyper), at_once=1)
     for members, (some_params, some_kept, _) in shares:
         arrays = gathered(some_params | some_kept)

@@ -170,8 +170,8 @@ def lift(
             i, hyper = i_and_hyper
             own = jax.tree.map(lambda leaf: leaf[i], states)
             output = jax.tree.map(jnp.zeros_like, jax.eval_shape(member, own, hyper)[1])
-            # Once, in a loop whose end XLA does not know. It takes others apart, and would copy the
-            # state of all members in each turn of an epoch of a step or two.
+            # Once, in a loop whose end XLA does not know. A loop of one known pass it unrolls, and
+            # then copies the state of all members in each turn of an epoch of a step or two.
             state, output = lax.fori_loop(
                 i, i + 1, lambda _, before: member(before[0], hyper), (own, output)
             )

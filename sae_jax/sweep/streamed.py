@@ -14,7 +14,7 @@ from sae_jax.sweep.placement import Placement
 # Threads that read, a part each, so that a disk has several requests to serve.
 NUM_READERS = 4
 # The threads free what others allocate, so that more and more free memory lies between the blocks
-# in use: some 20 KB a part. Giving it back takes less time than a part, so it is done this often.
+# in use: some 20 KB a part were seen. After so many parts it is given back.
 _PARTS_PER_CLEANUP = 100
 
 
@@ -80,7 +80,7 @@ class Streamed:
             stop = min(start + last - first, self.parts_per_epoch)
             order = self._order(data_seed, epoch)
             of_epoch = grain.MapDataset.source(_Parts(self, order))[start:stop]
-            for i, batches in enumerate(of_epoch.to_iter_dataset(read_ahead), 1):
+            for i, batches in enumerate(of_epoch.to_iter_dataset(read_ahead), first + 1):
                 if i % _PARTS_PER_CLEANUP == 0:
                     give_back_free_memory()
                 yield Batches(
