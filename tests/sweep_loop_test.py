@@ -322,7 +322,8 @@ print(peak() - before, group.num_bytes * len(jax.devices()))
 
 
 def test_a_group_takes_no_more_memory_than_planned(tmp_path):
-    for _ in ("new", "resumed"):
+    # The resumed run only reads and scores, and puts no checkpoint together.
+    for share in (1 / 2, 1 / 3):
         done = subprocess.run(
             [sys.executable, "-c", PEAK, str(tmp_path / "checkpoints")],
             capture_output=True,
@@ -331,4 +332,4 @@ def test_a_group_takes_no_more_memory_than_planned(tmp_path):
         )
         taken, planned = map(int, done.stdout.split())
         # Compiled programs and the allocator's leftovers are no part of the plan.
-        assert planned / 2 < taken <= planned + 64 * 2**20
+        assert share * planned < taken <= planned + 64 * 2**20
