@@ -118,7 +118,9 @@ def wait_for_checkpoint(output, job):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("flags", [["--mesh=members:2"], ["--mesh=data:2", "--stream"]])
+@pytest.mark.parametrize(
+    "flags", [["--mesh=members:2"], ["--mesh=data:2", "--stream"], ["--mesh=latents:2"]]
+)
 def test_two_processes_train_what_one_does_and_one_of_them_speaks(folder, alone, tmp_path, flags):
     log = f"--log_dir={tmp_path / 'log'}"
     result, printed = trained(folder, tmp_path / "run", "--epochs=6", log, *flags)

@@ -49,13 +49,16 @@ def test_devices_tell_each_other_what_docs_say():
     found = on_eight_devices("collectives", "members:2", "data:2", "latents:2")
     num_members, d_in, d_sae, batch_size = 2, 12, 24, 32
     assert found["members:2"] == []
-    # The gradients and the loss, once; beside them whether rows are done, and what a CPU copies.
-    gradients = num_members * (2 * d_in * d_sae + d_sae + d_in + 1)
-    assert sorted(found["data:2"])[-2:] == [gradients, num_members * d_sae * batch_size]
+    # The gradients and the loss, once; beside them whether all samples of a member are done.
+    *flags, gradients = sorted(found["data:2"])
+    assert gradients == num_members * (2 * d_in * d_sae + d_sae + d_in + 1)
+    assert set(flags) == {num_members}
     # Reconstructions; beside them counts for each sample.
-    *counts, reconstructions = sorted(found["latents:2"])
+    *counts, reconstructions, latents = sorted(found["latents:2"])
     assert reconstructions == num_members * batch_size * d_in
     assert set(counts) == {num_members * batch_size}
+    # Which a CPU copies.
+    assert latents == num_members * batch_size * d_sae
 
 
 @pytest.mark.slow

@@ -35,7 +35,13 @@ AWKWARD = [
     np.inf,
 ]
 
-jitted_mask = jax.jit(top_k_mask)
+jitted_mask = jax.jit(top_k_mask, static_argnames="axis")
+both_axes = pytest.mark.parametrize("axis", [-1, 0], ids=["rows", "columns"])
+
+
+def along(axis, values):
+    """The rows of `values`, laid out so that they run along an axis."""
+    return values if axis == -1 else values.T
 
 
 def oracle(values, k):
@@ -50,10 +56,12 @@ def rows(elements):
     return hnp.arrays(np.float32, (NUM_ROWS, NUM_LATENTS), elements=elements)
 
 
+@both_axes
 @settings(max_examples=300, deadline=None)
 @given(rows(st.sampled_from(AWKWARD)), st.integers(1, NUM_LATENTS))
-def test_ties_and_extremes(values, k):
-    np.testing.assert_array_equal(jitted_mask(values, k), oracle(values, k))
+def test_ties_and_extremes(axis, values, k):
+    got = along(axis, jitted_mask(along(axis, values), k, axis))
+    np.testing.assert_array_equal(got, oracle(values, k))
 
 
 @pytest.mark.parametrize("stop_early", [True, False], ids=["cpu", "accelerators"])
@@ -67,14 +75,14 @@ def test_both_bisections_find_thresholds_of_the_k_largest(stop_early, values, k)
 
 
 @pytest.mark.parametrize("stop_early", [True, False], ids=["cpu", "accelerators"])
+@both_axes
 @given(rows(st.booleans()).map(lambda rows: rows > 0), st.data())
 @settings(max_examples=50, deadline=None)
-def test_both_searches_end_before_the_surplus(stop_early, tied, data):
+def test_both_searches_end_before_the_surplus(axis, stop_early, tied, data):
     surplus = np.array([[data.draw(st.integers(0, row.sum()))] for row in tied], np.int32)
-    last = np.asarray(
-        jax.jit(_last_kept, static_argnames="stop_early")(tied, surplus, stop_early=stop_early)
-    )
-    kept = tied & (np.arange(NUM_LATENTS) <= last)
+    search = jax.jit(_last_kept, static_argnames=("axis", "stop_early"))
+    last = search(along(axis, tied), along(axis, surplus), axis=axis, stop_early=stop_early)
+    kept = tied & (np.arange(NUM_LATENTS) <= along(axis, np.asarray(last)))
     for row, kept_row, (num_lost,) in zip(tied, kept, surplus, strict=True):
         indices = np.flatnonzero(row)
         np.testing.assert_array_equal(np.flatnonzero(kept_row), indices[: len(indices) - num_lost])
@@ -136,17 +144,21 @@ def test_exactly_k_are_marked_where_values_are_nan():
     np.testing.assert_array_equal(np.asarray(jitted_mask(values, 2)).sum(axis=-1), [2, 2])
 
 
-def test_more_latents_than_float32_counts():
-    num_latents = 2**24 + 2
-    mask = jnp.ones((1, 2, num_latents), bool).at[0, 0, 0].set(False)
-    assert jax.jit(_count)(mask).tolist() == [[[num_latents - 1], [num_latents]]]
+@both_axes
+@pytest.mark.parametrize("num_latents", [2**15 - 1, 2**15, 2**24 + 2])
+def test_more_latents_than_short_integers_or_float32_count(num_latents, axis):
+    mask = along(axis, jnp.ones((2, num_latents), bool).at[0, 0].set(False))
+    counts = jax.jit(_count, static_argnames="axis")(mask, axis=axis)
+    assert along(axis, counts).tolist() == [[num_latents - 1], [num_latents]]
 
 
+@both_axes
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_only_a_cpu_counts_by_products_and_asks_whether_all_rows_are_done(platform):
+def test_only_a_cpu_counts_by_products_and_asks_whether_all_rows_are_done(platform, axis):
     arguments = jax.ShapeDtypeStruct((2, 9), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
-    program = jax.export.export(jitted_mask, platforms=(platform,))(*arguments).mlir_module()
-    assert ("stablehlo.dot_general" in program) == (platform == "cpu")
+    exported = jax.export.export(jitted_mask, platforms=(platform,))(*arguments, axis=axis)
+    program = exported.mlir_module()
+    assert ("stablehlo.dot_general" in program) == (platform == "cpu" and axis == -1)
     assert ("stablehlo.and across" in program) == (platform == "cpu")
     assert ("stablehlo.or across" in program) == (platform == "cpu")
 

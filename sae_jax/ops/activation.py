@@ -15,18 +15,18 @@ class Activation(NamedTuple):
     Both are functions of a module, so that they can be static arguments of a compiled program.
 
     Attributes:
-      value: of pre-activations `[..., F]`, elementwise, with a derivative of 0 or 1.
-      keep: which values `[..., F]` are kept, bool, given the hyperparameter k `[]`; a constant
-        to every derivative.
+      value: of pre-activations, elementwise, with a derivative of 0 or 1.
+      keep: which values are kept, bool, given the hyperparameter k `[]` and the axis of latents;
+        a constant to every derivative.
     """
 
     value: Callable[[jax.Array], jax.Array]
-    keep: Callable[[jax.Array, jax.Array], jax.Array]
+    keep: Callable[[jax.Array, jax.Array, int], jax.Array]
 
     def __call__(self, pre: jax.Array, k: jax.Array) -> jax.Array:
         """Latents `[..., F]` of pre-activations `[..., F]`."""
         value = self.value(pre)
-        return jnp.where(self.keep(value, k), value, 0.0)
+        return jnp.where(self.keep(value, k, -1), value, 0.0)
 
 
 def signed(pre: jax.Array) -> jax.Array:
@@ -34,9 +34,9 @@ def signed(pre: jax.Array) -> jax.Array:
     return pre
 
 
-def largest_magnitudes(value: jax.Array, k: jax.Array) -> jax.Array:
-    """Marks the k values of largest magnitude of each row; see `top_k_mask`."""
-    return top_k_mask(jnp.abs(value), k)
+def largest_magnitudes(value: jax.Array, k: jax.Array, axis: int) -> jax.Array:
+    """Marks the k values of largest magnitude along an axis; see `top_k_mask`."""
+    return top_k_mask(jnp.abs(value), k, axis)
 
 
 ABS_TOP_K = Activation(signed, largest_magnitudes)

@@ -5,8 +5,7 @@ that is zero on every sample of the batch adds nothing to a reconstruction and g
 and with k = 50 of 512 a quarter to a half of them fire on any of 256 real activations.
 The other four products run on the rows of those alone, in one of a few static widths.
 
-Arrays of latents lead with the latent, `[F, b]`: rows are then what is gathered, and three
-of the five products read their operands as they lie in memory.
+Arrays of latents lead with the latent, `[F, b]`, as in `ops.dense`: rows are what is gathered.
 """
 
 from collections.abc import Callable
@@ -18,13 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from sae_jax.ops.activation import Activation
-from sae_jax.ops.matmul import (
-    ComputeDtype,
-    matmul,
-    matmul_transposed,
-    operand_dtype,
-    transposed,
-)
+from sae_jax.ops.dense import decode, encode, latent_gradients
+from sae_jax.ops.matmul import ComputeDtype, matmul
 from sae_jax.ops.tuning import FIRING_NUM_WIDTHS, FIRING_WIDTH_MULTIPLE
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
@@ -66,19 +60,14 @@ def _forward(
     activation: Activation,
     dtype: ComputeDtype,
 ) -> tuple[jax.Array, Residuals]:
-    pre = matmul_transposed(w_enc_t, x, dtype) + b_enc[:, None]
-    value, slope = jax.jvp(activation.value, (pre,), (jnp.ones_like(pre),))
-    kept = activation.keep(value.T, k).T
-    z = jnp.where(kept, value, 0.0)
-    mask = kept & (slope != 0)
+    z, mask = encode(w_enc_t, b_enc, x, k, activation, dtype)
     # Latents that fire come first; the others fill up the width that is computed, with zeros.
     order = jnp.argsort(~jnp.any(mask, axis=1), stable=True).astype(jnp.int32)
 
-    def decode(width: int, z: jax.Array, w_dec: jax.Array) -> jax.Array:
-        z, w_dec = (_first_rows(a, order, width) for a in (z, w_dec))
-        return matmul(transposed(z.astype(operand_dtype(dtype))), w_dec, dtype)
+    def decode_firing(width: int, z: jax.Array, w_dec: jax.Array) -> jax.Array:
+        return decode(_first_rows(z, order, width), _first_rows(w_dec, order, width), dtype)
 
-    x_hat = _at_least_wide(_num_firing(mask), decode, z, w_dec) + b_dec[None, :]
+    x_hat = _at_least_wide(_num_firing(mask), decode_firing, z, w_dec) + b_dec[None, :]
     return x_hat, (w_enc_t, w_dec, x, z, mask, order)
 
 
@@ -88,14 +77,14 @@ def _backward(
     w_enc_t, w_dec, x, z, mask, order = residuals
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=order.dtype))
 
-    def latent_gradients(width: int, w_dec: jax.Array, mask: jax.Array) -> jax.Array:
+    def gradients_of_firing(width: int, w_dec: jax.Array, mask: jax.Array) -> jax.Array:
         w_dec, mask = (_first_rows(a, order, width) for a in (w_dec, mask))
-        return jnp.where(mask, matmul_transposed(w_dec, gradient, dtype), 0.0)
+        return latent_gradients(w_dec, mask, gradient, dtype)
 
     def gradients(
         width: int, w_dec: jax.Array, z: jax.Array, mask: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        z_grad = latent_gradients(width, w_dec, mask)
+        z_grad = gradients_of_firing(width, w_dec, mask)
         z = _first_rows(z, order, width)
         return (
             _at_ranks(matmul(z_grad, x, dtype), rank),
@@ -106,8 +95,8 @@ def _backward(
     def sample_gradients(
         width: int, w_enc_t: jax.Array, w_dec: jax.Array, mask: jax.Array
     ) -> jax.Array:
-        z_grad = latent_gradients(width, w_dec, mask)
-        return matmul(z_grad.T, _first_rows(w_enc_t, order, width), dtype)
+        z_grad = gradients_of_firing(width, w_dec, mask)
+        return decode(z_grad, _first_rows(w_enc_t, order, width), dtype)
 
     num_firing = _num_firing(mask)
     w_enc_grad, b_enc_grad, w_dec_grad = _at_least_wide(num_firing, gradients, w_dec, z, mask)

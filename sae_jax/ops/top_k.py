@@ -12,34 +12,37 @@ from sae_jax.ops.tuning import TOP_K_BLOCK
 
 # Up to which float32 counts one by one.
 _MAX_FLOAT_COUNT = 2**24
-# From which int32 does not.
+# From which integers do not.
+_MAX_SHORT_COUNT = 2**15
 _MAX_COUNT = 2**31
 
 
-def top_k_mask(values: jax.Array, k: jax.Array | int) -> jax.Array:
-    """Marks the k largest entries of each row; among equal entries the lower index wins.
+def top_k_mask(values: jax.Array, k: jax.Array | int, axis: int = -1) -> jax.Array:
+    """Marks the k largest entries along an axis; among equal entries the lower index wins.
 
-    `lax.top_k` needs a static k and sorts. This bisects on the bits of each row's
+    `lax.top_k` needs a static k and sorts. This bisects on the bits of the
     k-th largest value instead: the cost does not depend on k, a new k does not
     recompile, and every operation is a comparison and a count, which any backend
     fuses and vectorizes.
 
     Args:
-      values: non-negative floats, shape `[..., F]`.
-      k: entries to mark in each row, `1 <= k <= F`; an integer or a traced scalar.
+      values: non-negative floats, F along the axis.
+      k: entries to mark along it, `1 <= k <= F`; an integer or a traced scalar.
+      axis: the first of two, which a CPU counts in half the time, or the last.
 
     Returns:
-      A boolean mask of the shape of `values` with exactly k true entries in each row.
+      A boolean mask of the shape of `values` with exactly k true entries along the axis.
     """
     # The choice of latents is a constant to every derivative.
     values = lax.stop_gradient(values).astype(jnp.float32)
     k = jnp.asarray(k, jnp.int32)
     # Bits of non-negative floats, read as signed integers, are in the floats' order.
     bits = lax.bitcast_convert_type(values, jnp.int32)
-    threshold = _kth_largest(bits, k, _count)
+    count = partial(_count, axis=axis)
+    threshold = _kth_largest(bits, k, count)
     above = bits > threshold
     tied = bits == threshold
-    return above | _without_last(tied, _count(above | tied) - k)
+    return above | _without_last(tied, count(above | tied) - k, axis)
 
 
 def batch_top_k_mask(values: jax.Array, k: jax.Array | int) -> jax.Array:
@@ -133,22 +136,27 @@ def top_k_indices(values: jax.Array, k: int) -> jax.Array:
     return block * TOP_K_BLOCK + position % TOP_K_BLOCK
 
 
-def _count(mask: jax.Array) -> jax.Array:
-    """True entries of each row, int32 `[..., 1]`.
+def _count(mask: jax.Array, axis: int = -1) -> jax.Array:
+    """True entries along an axis, int32, `[..., 1]` or `[1, ...]`.
 
-    XLA's CPU backend multiplies by ones in less time than it sums.
+    XLA's CPU backend adds up short integers of whole rows in vectors. Along rows it does not, and
+    multiplies by ones in less time than it sums.
     """
-    if mask.shape[-1] > _MAX_FLOAT_COUNT:
-        return jnp.sum(mask, axis=-1, keepdims=True, dtype=jnp.int32)
+    num_entries = mask.shape[axis]
+    if num_entries > _MAX_FLOAT_COUNT:
+        return jnp.sum(mask, axis=axis, keepdims=True, dtype=jnp.int32)
 
-    def times_ones(ones: jax.Array) -> jax.Array:
-        return matmul(ones, jnp.ones((mask.shape[-1], 1), jnp.float32), "float32")
+    def on_cpu(mask: jax.Array) -> jax.Array:
+        if axis == 0:
+            short = jnp.int16 if num_entries < _MAX_SHORT_COUNT else jnp.int32
+            return jnp.sum(mask, axis=0, keepdims=True, dtype=short).astype(jnp.int32)
+        ones = jnp.ones((num_entries, 1), jnp.float32)
+        return matmul(mask.astype(jnp.float32), ones, "float32").astype(jnp.int32)
 
-    def total(ones: jax.Array) -> jax.Array:
-        return jnp.sum(ones, axis=-1, keepdims=True)
+    def elsewhere(mask: jax.Array) -> jax.Array:
+        return jnp.sum(mask.astype(jnp.float32), axis=axis, keepdims=True).astype(jnp.int32)
 
-    count = lax.platform_dependent(mask.astype(jnp.float32), cpu=times_ones, default=total)
-    return count.astype(jnp.int32)
+    return lax.platform_dependent(mask, cpu=on_cpu, default=elsewhere)
 
 
 def _kth_largest(
@@ -189,21 +197,23 @@ def _bisect(
     return lax.while_loop(unfinished, set_bit, (jnp.int32(0), zeros, zeros > 0))[1]
 
 
-def _without_last(tied: jax.Array, surplus: jax.Array) -> jax.Array:
-    """The mask without the last `surplus`, `[..., 1]`, true entries of each row.
+def _without_last(tied: jax.Array, surplus: jax.Array, axis: int = -1) -> jax.Array:
+    """The mask without the last `surplus`, `[..., 1]` or `[1, ...]`, true entries along an axis.
 
-    Rows seldom tie, so on a CPU this is a bisection that ends at once when no row does. An
+    Entries seldom tie, so on a CPU this is a bisection that ends at once when none do. An
     accelerator would wait for the host to hear so, and takes the rounds that it may need.
     """
-    early, late = (partial(_last_kept, stop_early=stop_early) for stop_early in (True, False))
+    early, late = (
+        partial(_last_kept, axis=axis, stop_early=stop_early) for stop_early in (True, False)
+    )
     last = lax.platform_dependent(tied, surplus, cpu=early, default=late)
-    return tied & (lax.broadcasted_iota(jnp.int32, tied.shape, tied.ndim - 1) <= last)
+    return tied & (lax.broadcasted_iota(jnp.int32, tied.shape, axis % tied.ndim) <= last)
 
 
-def _last_kept(tied: jax.Array, surplus: jax.Array, *, stop_early: bool) -> jax.Array:
-    """The index, `[..., 1]`, past which each row's last `surplus` true entries lie."""
-    num_latents = tied.shape[-1]
-    index = lax.broadcasted_iota(jnp.int32, tied.shape, tied.ndim - 1)
+def _last_kept(tied: jax.Array, surplus: jax.Array, *, axis: int, stop_early: bool) -> jax.Array:
+    """The index along an axis past which its last `surplus` true entries lie."""
+    num_latents = tied.shape[axis]
+    index = lax.broadcasted_iota(jnp.int32, tied.shape, axis % tied.ndim)
 
     def unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         i, low, high = state
@@ -214,7 +224,7 @@ def _last_kept(tied: jax.Array, surplus: jax.Array, *, stop_early: bool) -> jax.
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         i, low, high = state
         middle = (low + high) // 2
-        enough = _count(tied & (index > middle)) <= surplus
+        enough = _count(tied & (index > middle), axis) <= surplus
         return i + 1, jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
     high = jnp.full_like(surplus, num_latents - 1)
