@@ -21,7 +21,7 @@ from sae_jax.ops.dense import decode, encode, latent_gradients
 from sae_jax.ops.matmul import ComputeDtype, matmul
 from sae_jax.ops.tuning import FIRING_NUM_WIDTHS, FIRING_WIDTH_MULTIPLE
 
-Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+Residuals = tuple[jax.Array | None, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(6, 7))
@@ -47,10 +47,10 @@ def reconstruct(
       activation: how latents come from pre-activations.
       dtype: how products are computed.
     """
-    return _forward(w_enc_t, b_enc, w_dec, b_dec, x, k, activation, dtype)[0]
+    return _reconstruct(w_enc_t, b_enc, w_dec, b_dec, x, k, activation, dtype)[0]
 
 
-def _forward(
+def _reconstruct(
     w_enc_t: jax.Array,
     b_enc: jax.Array,
     w_dec: jax.Array,
@@ -59,7 +59,8 @@ def _forward(
     k: jax.Array,
     activation: Activation,
     dtype: ComputeDtype,
-) -> tuple[jax.Array, Residuals]:
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Reconstructions; latents, which of them have a gradient, and in what order they lie."""
     z, mask = encode(w_enc_t, b_enc, x, k, activation, dtype)
     # Latents that fire come first; the others fill up the width that is computed, with zeros.
     order = jnp.argsort(~jnp.any(mask, axis=1), stable=True).astype(jnp.int32)
@@ -68,7 +69,24 @@ def _forward(
         return decode(_first_rows(z, order, width), _first_rows(w_dec, order, width), dtype)
 
     x_hat = _at_least_wide(_num_firing(mask), decode_firing, z, w_dec) + b_dec[None, :]
-    return x_hat, (w_enc_t, w_dec, x, z, mask, order)
+    return x_hat, (z, mask, order)
+
+
+def _forward(
+    w_enc_t: Any,
+    b_enc: Any,
+    w_dec: Any,
+    b_dec: Any,
+    x: Any,
+    k: Any,
+    activation: Activation,
+    dtype: ComputeDtype,
+) -> tuple[jax.Array, Residuals]:
+    arrays = (argument.value for argument in (w_enc_t, b_enc, w_dec, b_dec, x, k))
+    x_hat, found = _reconstruct(*arrays, activation, dtype)
+    # Where samples are constants their gradient, which alone needs the encoder, is not even traced.
+    encoder = w_enc_t.value if x.perturbed else None
+    return x_hat, (encoder, w_dec.value, x.value, *found)
 
 
 def _backward(
@@ -100,12 +118,13 @@ def _backward(
 
     num_firing = _num_firing(mask)
     w_enc_grad, b_enc_grad, w_dec_grad = _at_least_wide(num_firing, gradients, w_dec, z, mask)
-    # Apart from the others, so that where samples are constants nothing of it is computed.
-    x_grad = _at_least_wide(num_firing, sample_gradients, w_enc_t, w_dec, mask)
+    x_grad = None
+    if w_enc_t is not None:
+        x_grad = _at_least_wide(num_firing, sample_gradients, w_enc_t, w_dec, mask)
     return w_enc_grad, b_enc_grad, w_dec_grad, jnp.sum(gradient, axis=0), x_grad, None
 
 
-reconstruct.defvjp(_forward, _backward)
+reconstruct.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _num_firing(mask: jax.Array) -> jax.Array:

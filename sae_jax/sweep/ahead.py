@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,8 @@ from sae_jax.sweep.samples import SweepSamples
 from sae_jax.sweep.scores import widened
 from sae_jax.sweep.step import Optimizer, Program, epoch_program, init_group
 
-Task = Literal["training", "scoring"]
+Task = Literal["initializing", "training", "scoring"]
+_TASKS: tuple[Task, ...] = get_args(Task)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Needs:
         return (self.program, *of_group, *of_scores, self.sizes, self.num_val, self.has_targets)
 
     def compile(self, task: Task) -> None:
-        """Compiles what the group trains with, or what it is scored with."""
+        """Compiles what the group starts with, trains with, or is scored with."""
         program, width = self.program, self.group.width
         num_samples, d_in, d_out = self.sizes
         placement = program.placement
@@ -93,8 +94,10 @@ class Needs:
         center = jax.ShapeDtypeStruct((d_out,), jnp.float32)
         init = init_group.trace(hyper, center, program=program, d_in=d_in, width=width)
         state = placement.spread_shapes(init.out_info, width)
-        if task == "training":
+        if task == "initializing":
             init.lower().compile()
+            return
+        if task == "training":
             samples = placement.put_shapes(self._samples((num_samples,)))
             numbers = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.int32)
             batches = compiled(
@@ -145,7 +148,8 @@ class CompilingAhead:
     """Compiles the programs of groups in turn, on a thread beside the one that trains.
 
     The thread that trains calls `await_programs` before it needs those of a group. It compiles what
-    has not been begun itself, so that it never waits for other groups' programs.
+    has not been begun itself, so that it never waits for other groups' programs. What the first
+    group trains with, for which it can only wait, has a thread of its own.
     """
 
     def __init__(self, needs: Sequence[Needs], compilations: Compilations):
@@ -157,26 +161,26 @@ class CompilingAhead:
           compilations: to which the time of waiting is added.
         """
         self._compilations = compilations
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="compiling")
+        self._pools = tuple(ThreadPoolExecutor(1, thread_name_prefix="compiling") for _ in "ab")
         self._futures: dict[tuple[int, Task], Future[None]] = {}
-        tasks: tuple[Task, Task] = ("training", "scoring")
         begun = set()
         for i, of in enumerate(needs):
             if of.shapes in begun or of.group.steps_per_part is not None:
                 continue
             begun.add(of.shapes)
-            # The first group trains at once, on the thread that would wait for it.
-            for task in tasks[i == 0 :]:
-                self._futures[i, task] = self._pool.submit(of.compile, task)
+            for task in _TASKS:
+                pool = self._pools[i == 0 and task == "training"]
+                self._futures[i, task] = pool.submit(of.compile, task)
 
-    def await_programs(self, group: int, task: Task) -> None:
+    def await_programs(self, group: int, *tasks: Task) -> None:
         """Waits for the programs of a group if they are being compiled."""
-        future = self._futures.pop((group, task), None)
-        if future is None or future.cancel():
-            return
-        began = time.monotonic()
-        future.exception()  # Training fails of the same, in a place that says more.
-        self._compilations.waited += time.monotonic() - began
+        for task in tasks:
+            future = self._futures.pop((group, task), None)
+            if future is None or future.cancel():
+                continue
+            began = time.monotonic()
+            future.exception()  # Training fails of the same, in a place that says more.
+            self._compilations.waited += time.monotonic() - began
 
     def __enter__(self) -> Self:
         """Nothing more, since compiling has begun."""
@@ -189,7 +193,8 @@ class CompilingAhead:
         trace: TracebackType | None,
     ) -> None:
         """Drops what has not been compiled."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _prefix_bounds(configs: Sequence[SAEConfig]) -> tuple[int, ...] | None:

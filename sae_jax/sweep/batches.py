@@ -93,8 +93,9 @@ class InMemory:
         """The batches of an epoch; equal seeds and epochs give equal batches."""
         return gathered(
             self._samples,
-            jnp.uint32(data_seed),
-            jnp.int32(epoch),
+            # NumPy's, since JAX would compile a program to make them.
+            np.uint32(data_seed),
+            np.int32(epoch),
             batch_size=self._batch_size,
             placement=self._placement,
         )

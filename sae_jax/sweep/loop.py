@@ -222,7 +222,7 @@ def train_sweep(
             last_part = train_config.epochs * source.parts_per_epoch
             if samples.live and isinstance(source, Streamed):
                 last_part = source.last_part(window)
-            ahead.await_programs(i, "training")
+            ahead.await_programs(i, "initializing", "training")
             params, kept, losses = train_group(
                 group,
                 program,

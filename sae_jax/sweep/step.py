@@ -73,6 +73,13 @@ class Program:
         # A custom derivative takes static arguments by position alone.
         return lambda *arguments: kernel(*arguments, *static.values())
 
+    def for_rest(self) -> "Program":
+        """What takes the one step of an epoch's last, smaller batch.
+
+        The kernel on firing rows takes longer to compile than it would ever spare there.
+        """
+        return dataclasses.replace(self, kernel="dense") if self.kernel == "firing_rows" else self
+
 
 class MemberState(NamedTuple):
     """What training changes; with a leading axis M for the members of a group.
@@ -238,7 +245,9 @@ def _train_epoch(
 
     def member_epoch(state: MemberState, hyper: Hyperparameters) -> tuple[MemberState, jax.Array]:
         def step(
-            state: MemberState, samples_and_step: tuple[Samples, jax.Array]
+            state: MemberState,
+            samples_and_step: tuple[Samples, jax.Array],
+            program: Program = program,
         ) -> tuple[MemberState, jax.Array]:
             return train_step(program, state, hyper, *samples_and_step)
 
@@ -246,7 +255,7 @@ def _train_epoch(
         steps = jnp.asarray(first_step, jnp.int32) + jnp.arange(num_full + 1, dtype=jnp.int32)
         state, losses = lax.scan(step, state, (batches.full, steps[:-1]))
         if len(batches.rest.x):
-            state, loss = step(state, (batches.rest, steps[-1]))
+            state, loss = step(state, (batches.rest, steps[-1]), program.for_rest())
             losses = jnp.append(losses, loss)
         return state, losses
 
