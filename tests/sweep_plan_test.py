@@ -174,18 +174,41 @@ def test_the_kernel_that_was_fastest_on_a_cpu_is_chosen(d_in, d_sae, k, dtype, k
     assert group.kernel == kernel
 
 
-def test_the_kernel_on_firing_rows_is_compiled_for_those_who_train_long_enough():
-    # It spares a tenth of 10 * 512 * 2048 * 5978 operations an epoch and member, 0.4 s.
-    def kernels(num_members, epochs, kernel="auto"):
-        configs = members(*[512] * num_members, 64)  # Too small for it.
-        config = TrainConfig(epochs=epochs, kernel=kernel, max_padding=0.9)
-        return [group.kernel for group in plan_sweep(configs, SIZES, config).groups]
+def kernels_and_widths(num_members, epochs, **config):
+    """Of members of which the last is too small for the kernel on firing rows."""
+    configs = members(*[512] * num_members, 64)
+    plan = plan_sweep(configs, SIZES, TrainConfig(epochs=epochs, **config))
+    return [(group.kernel, group.width) for group in plan.groups]
 
-    assert kernels(1, 70) == ["dense"]
-    assert kernels(1, 80) == ["firing_rows", "dense"]
-    assert kernels(2, 35) == ["dense"]
-    assert kernels(2, 40) == ["firing_rows", "dense"]
-    assert kernels(1, 1, "firing_rows") == ["firing_rows"]
+
+# A latent takes p = 10 * 2048 * 5978 / 1.6e11 = 0.000765 seconds an epoch. Programs of a width
+# compile for 3.5 seconds, and 1.3 longer on firing rows, which spare a fifth of what the larger
+# members take, and two thirds of padding.
+def test_the_kernel_on_firing_rows_is_compiled_for_those_who_train_long_enough():
+    # One member takes 3.5 + 512 p E seconds dense, and 4.8 + 409.6 p E on firing rows.
+    assert kernels_and_widths(1, 16, max_padding=0) == [("dense", 512), ("dense", 64)]
+    assert kernels_and_widths(1, 17, max_padding=0) == [("firing_rows", 512), ("dense", 64)]
+    # Two take 3.5 + 1024 p E and 4.8 + 819.2 p E.
+    assert kernels_and_widths(2, 8, max_padding=0.9) == [("dense", 512)]
+    assert kernels_and_widths(2, 9, max_padding=0.9) == [("firing_rows", 512), ("dense", 64)]
+    assert kernels_and_widths(1, 1, kernel="firing_rows") == [("firing_rows", 512)]
+
+
+def test_a_small_member_joins_larger_ones_on_firing_rows_where_a_program_costs_more():
+    # All dense takes 3.5 + 1024 p E seconds, all on firing rows 4.8 + 622.9 p E, and a program
+    # for each of both 8.3 + 473.6 p E.
+    assert kernels_and_widths(1, 4) == [("dense", 512)]
+    assert kernels_and_widths(1, 5) == [("firing_rows", 512)]
+    assert kernels_and_widths(1, 30) == [("firing_rows", 512)]
+    assert kernels_and_widths(1, 31) == [("firing_rows", 512), ("dense", 64)]
+    # Padding that the user bounds joins nobody.
+    assert kernels_and_widths(1, 30, max_padding=0.9) == [("firing_rows", 512), ("dense", 64)]
+
+
+def test_members_that_firing_rows_do_not_serve_stay_dense():
+    configs = [*members(512, 512), *grid(d_sae=64, k=1, layer=14, position=3, k_anneal_steps=9)]
+    plan = plan_sweep(configs, SIZES, TrainConfig(epochs=12))
+    assert [group.kernel for group in plan.groups] == ["firing_rows", "dense"]
 
 
 def test_memory_budget_cuts_a_sweep_into_groups():

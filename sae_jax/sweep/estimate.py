@@ -51,7 +51,7 @@ def work_of(
 ) -> Work:
     """The work of all groups; arguments as of `plan_sweep`."""
     groups = [
-        _work_of_group(group, data_sizes[group.data_slice], train_config, placement)
+        _work_of_group(group, configs, data_sizes[group.data_slice], train_config, placement)
         for group in plan.groups
     ]
     shapes, scored = set(), set()
@@ -71,6 +71,7 @@ def work_of(
 
 def _work_of_group(
     group: Group,
+    configs: Sequence[SAEConfig],
     data_size: tuple[int, int, int],
     train_config: TrainConfig,
     placement: Placement,
@@ -82,9 +83,10 @@ def _work_of_group(
     turns = placement.members_each(len(group.members))
     samples = turns * train_config.epochs * num_samples
     steps = turns * train_config.epochs * -(-num_samples // train_config.batch_size)
+    mean_size = float(np.mean([configs[i].d_sae for i in group.members]))
     in_others = {
         "dense": group.width,
-        "firing_rows": CPU_FIRING_SHARE * group.width,
+        "firing_rows": CPU_FIRING_SHARE * mean_size,
         "selected_rows": group.k_max or group.width,
     }[group.kernel]
     products = 2 * samples * (d_in * group.width + 4 * d_out * in_others) / help_of_others

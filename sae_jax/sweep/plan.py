@@ -177,7 +177,10 @@ def plan_sweep(
         for config in configs
     ]
     if train_config.kernel == "auto":
-        kernels = _worth_compiling(kernels, configs, data_sizes, train_config.epochs)
+        may_fire = ["firing_rows" in _serving(config, placement) for config in configs]
+        kernels = _worth_compiling(
+            kernels, configs, data_sizes, train_config.epochs, may_fire if weighs else ()
+        )
     alike: dict[_Key, list[int]] = {}
     for i, (config, kernel) in enumerate(zip(configs, kernels, strict=True)):
         key = config.data_slice, kernel, train_config.data_seed_of(config), config.template
@@ -200,7 +203,7 @@ def plan_sweep(
             widths = cheapest_widths(
                 [configs[i].d_sae for i in members],
                 _padding_cost(kernel) * flops / CPU_FLOPS,
-                CPU_SECONDS_PER_PROGRAM / num_sharing,
+                _program_seconds(kernel) / num_sharing,
             )
         group_of = partial(
             any_group, data_slice=data_slice, data_size=data_sizes[data_slice], kernel=kernel
@@ -261,13 +264,23 @@ def _padding_cost(kernel: str) -> float:
     return FIRING_PADDING_COST if kernel == "firing_rows" else 1.0
 
 
+def _program_seconds(kernel: str) -> float:
+    """Seconds that the programs which train members of one width take to compile on a CPU."""
+    return CPU_SECONDS_PER_PROGRAM + (FIRING_SECONDS if kernel == "firing_rows" else 0.0)
+
+
+def _serving(config: SAEConfig, placement: Placement) -> tuple[str, ...]:
+    """The kernels, beside the dense one, that compute what a member trains on."""
+    # What an auxiliary loss adds needs all latents, and the first k of many may be all of them.
+    if config.aux_coefficient or config.k_anneal_steps:
+        return ()
+    # Rows that fire or are selected would lie on other devices.
+    return () if placement.divides_members else architecture_of(config).kernels
+
+
 def _kernel(config: SAEConfig, d_in: int, train_config: TrainConfig, placement: Placement) -> str:
     """The kernel that is asked for, or the one that should be fastest for a member."""
-    # What an auxiliary loss adds needs all latents, and the first k of many may be all of them.
-    serves = not (config.aux_coefficient or config.k_anneal_steps)
-    serving = architecture_of(config).kernels if serves else ()
-    if placement.divides_members:
-        serving = ()  # Rows that fire or are selected would lie on other devices.
+    serving = _serving(config, placement)
     if train_config.kernel != "auto":
         if train_config.kernel not in ("dense", *serving):
             where = f" on {placement}" if placement.divides_members else ""
@@ -300,21 +313,57 @@ def _worth_compiling(
     configs: Sequence[SAEConfig],
     data_sizes: Mapping[DataSlice, tuple[int, int, int]],
     epochs: int,
+    may_fire: Sequence[bool],
 ) -> list[str]:
-    """The kernels, where that on firing rows is left for members that train long enough for it.
+    """The kernels with which sweeps take least, of those of which programs need to be compiled.
 
-    Its programs take longer to compile, once for all members of an architecture and data size.
+    The kernel on firing rows compiles longer, and pays for itself only in members that train long
+    enough. But it hardly computes padding, so that smaller members may join the larger ones.
+
+    Args:
+      kernels: the kernel that should train each member fastest.
+      configs: the members.
+      data_sizes: as in `plan_sweep`.
+      epochs: for how long they train.
+      may_fire: which members may join others on firing rows; none if it is empty.
     """
-    keys = [(config.template, data_sizes[config.data_slice]) for config in configs]
-    seconds: dict[Any, float] = defaultdict(float)
-    for key, config, kernel in zip(keys, configs, kernels, strict=True):
-        if kernel == "firing_rows":
-            seconds[key] += config.d_sae * _flops_per_latent(key[1]) * epochs / CPU_FLOPS
-    pays = {key for key, of_dense in seconds.items() if FIRING_GAIN * of_dense > FIRING_SECONDS}
-    return [
-        "dense" if kernel == "firing_rows" and key not in pays else kernel
-        for key, kernel in zip(keys, kernels, strict=True)
-    ]
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for i, (config, kernel) in enumerate(zip(configs, kernels, strict=True)):
+        if kernel == "firing_rows" or (may_fire and may_fire[i] and kernel == "dense"):
+            alike[config.template, data_sizes[config.data_slice]].append(i)
+    chosen = list(kernels)
+    for (_, data_size), members in alike.items():
+        fastest = {i: kernels[i] for i in members}
+        if "firing_rows" not in fastest.values():
+            continue
+        choices = [fastest, dict.fromkeys(members, "dense")]
+        if may_fire:
+            choices.append(dict.fromkeys(members, "firing_rows"))
+        per_latent = _flops_per_latent(data_size) * epochs / CPU_FLOPS
+        seconds = [_seconds(choice, fastest, configs, per_latent) for choice in choices]
+        for i, kernel in choices[seconds.index(min(seconds))].items():
+            chosen[i] = kernel
+    return chosen
+
+
+def _seconds(
+    choice: Mapping[int, str],
+    fastest: Mapping[int, str],
+    configs: Sequence[SAEConfig],
+    seconds_per_latent: float,
+) -> float:
+    """What a CPU takes to compile and train members with a choice of kernels."""
+    spared = FIRING_GAIN * sum(
+        configs[i].d_sae for i, kernel in choice.items() if kernel == fastest[i] == "firing_rows"
+    )
+    latents, compiling = -spared, 0.0
+    for kernel in set(choice.values()):
+        sizes = [configs[i].d_sae for i in choice if choice[i] == kernel]
+        cost, program = _padding_cost(kernel), _program_seconds(kernel)
+        widths = cheapest_widths(sizes, cost * seconds_per_latent, program)
+        latents += sum(size + cost * (widths[size] - size) for size in sizes)
+        compiling += program * len(set(widths.values()))
+    return latents * seconds_per_latent + compiling
 
 
 def _alone(
