@@ -57,7 +57,9 @@ def assert_equal_params(got, want, **tolerance):
 
 
 @in_every_way
-@pytest.mark.parametrize("n", [96, 70, 9], ids=["whole batches", "a rest", "less than a batch"])
+@pytest.mark.parametrize(
+    "n", [96, 70, 265, 9], ids=["whole batches", "a rest", "a rest of many", "less than a batch"]
+)
 def test_an_epoch_equals_pytorch_with_every_sample_used_once(n, way):
     x, hyper = samples(n), hyperparameters((20, 4, 0, 1e-3), (WIDTH, 6, 1, 3e-3))
     state, losses = train(hyper, x, WIDTH, epochs=2, **way)
@@ -74,6 +76,22 @@ def test_an_epoch_equals_pytorch_with_every_sample_used_once(n, way):
         assert_equal_params(
             true_size(state.params, member, d_sae), torch_params, rtol=1e-3, atol=1e-5
         )
+
+
+def test_firing_rows_are_compiled_for_a_rest_only_where_epochs_are_short():
+    hyper = hyperparameters((WIDTH, 4, 0, 1e-3))
+    program = Program(TEMPLATE, sequential=True, kernel="firing_rows")
+
+    def sorts(n):
+        state = jax.eval_shape(
+            lambda: init_group(hyper, jnp.zeros(D_IN), program=program, d_in=D_IN, width=WIDTH)
+        )
+        epoch = InMemory(samples(n), BATCH_SIZE, Placement.default()).epoch(0, 0)
+        lowered = epoch_program(program).lower(state, hyper, epoch, 0, program=program)
+        return lowered.as_text().count('"stablehlo.sort"')
+
+    # The kernel sorts latents by whether they fire.
+    assert [sorts(n) for n in (256, 256 + 9, 224 + 9)] == [1, 1, 2]
 
 
 def test_100_steps_equal_pytorch():

@@ -82,8 +82,11 @@ def _forward(
     activation: Activation,
     dtype: ComputeDtype,
 ) -> tuple[jax.Array, Residuals]:
-    arrays = (argument.value for argument in (w_enc_t, b_enc, w_dec, b_dec, x, k))
-    x_hat, found = _reconstruct(*arrays, activation, dtype)
+    x_hat, found = _reconstruct(
+        *(w_enc_t.value, b_enc.value, w_dec.value, b_dec.value, x.value, k.value),
+        activation,
+        dtype,
+    )
     # Where samples are constants their gradient, which alone needs the encoder, is not even traced.
     encoder = w_enc_t.value if x.perturbed else None
     return x_hat, (encoder, w_dec.value, x.value, *found)

@@ -14,10 +14,14 @@ SELECTED_MIN_RATIO = {"float32": 64, "tf32": 64, "bfloat16": 80}
 # 1.3 times at d_sae / k = 20 and lost a tenth at 5, so it is chosen only by name.
 FIRING_MIN_WEIGHTS = 200_000
 
-# The share of a dense step that the kernel on firing rows spares such members, of a third at small k
-# to nothing at the largest, and the seconds by which its programs take longer to compile.
+# The share of a dense step that the kernel on firing rows spares such members, between a third at
+# small k and nothing at the largest, and the seconds by which its programs take longer to compile.
 FIRING_GAIN = 0.2
 FIRING_SECONDS = 1.3
+
+# From how many full batches an epoch on the step of its last, smaller one is left to the dense
+# kernel, so that the one on firing rows is compiled once.
+FIRING_MIN_STEPS = 8
 
 # What a padding latent costs the kernel on firing rows in relation to others: it never fires, but
 # is encoded and optimized, which takes about a third of the time of a step.
@@ -58,8 +62,9 @@ ACCELERATOR_MAX_PADDING = 0.5
 # Seconds of each kind of work of `sae_jax.sweep.estimate.Work`, fitted by `experiments/scaling.py`
 # to thirty sweeps of random sizes on two cores of a Xeon with AMX, each of which was within 22 % of
 # what the others gave for it. The fit gave 4.9 seconds a group, when each compiled its own scoring;
-# it is divided here by the processor time that both kinds of programs take to compile.
-CPU_SECONDS_OF_WORK = (2.8, 3.0, 2.1, 6.3e-4, 7.6e-12, 3.7e-12, 2.2e-8, 2.0e-9, 4.3e-11)
+# it is divided here by the processor time that both kinds of programs take to compile. By that time
+# the first two are corrected since less is compiled, and the seventh since columns are counted.
+CPU_SECONDS_OF_WORK = (2.6, 1.3, 2.1, 6.3e-4, 7.6e-12, 3.7e-12, 1.5e-8, 2.0e-9, 4.3e-11)
 
 # How many times as fast products are by all cores as by one, and the share of latents that fire in
 # a batch of real activations; for estimates of time alone.

@@ -17,6 +17,7 @@ from sae_jax.architectures.training import Arrays, Batch, Hyperparameters, Kerne
 from sae_jax.configs import SAEConfig
 from sae_jax.ops import dense, firing_rows, selected_rows
 from sae_jax.ops.matmul import ComputeDtype
+from sae_jax.ops.tuning import FIRING_MIN_STEPS
 from sae_jax.sweep import recipe
 from sae_jax.sweep.batches import Batches, Samples
 from sae_jax.sweep.placement import Placement
@@ -73,12 +74,13 @@ class Program:
         # A custom derivative takes static arguments by position alone.
         return lambda *arguments: kernel(*arguments, *static.values())
 
-    def for_rest(self) -> "Program":
-        """What takes the one step of an epoch's last, smaller batch.
+    def for_rest(self, num_full: int) -> "Program":
+        """What takes the step of an epoch's last, smaller batch, after so many full ones.
 
-        The kernel on firing rows takes longer to compile than it would ever spare there.
+        It is compiled for that one, and the kernel on firing rows takes long to.
         """
-        return dataclasses.replace(self, kernel="dense") if self.kernel == "firing_rows" else self
+        is_seldom = num_full >= FIRING_MIN_STEPS and self.kernel == "firing_rows"
+        return dataclasses.replace(self, kernel="dense") if is_seldom else self
 
 
 class MemberState(NamedTuple):
@@ -255,7 +257,7 @@ def _train_epoch(
         steps = jnp.asarray(first_step, jnp.int32) + jnp.arange(num_full + 1, dtype=jnp.int32)
         state, losses = lax.scan(step, state, (batches.full, steps[:-1]))
         if len(batches.rest.x):
-            state, loss = step(state, (batches.rest, steps[-1]), program.for_rest())
+            state, loss = step(state, (batches.rest, steps[-1]), program.for_rest(num_full))
             losses = jnp.append(losses, loss)
         return state, losses
 
