@@ -91,7 +91,8 @@ def test_firing_rows_are_compiled_for_a_rest_only_where_epochs_are_short():
         return lowered.as_text().count("call @argsort")
 
     # The kernel sorts latents by whether they fire.
-    assert [sorts(n) for n in (256, 256 + 9, 224 + 9)] == [1, 1, 2]
+    many, few = 8 * BATCH_SIZE, 7 * BATCH_SIZE
+    assert [sorts(n) for n in (many, many + 9, few + 9)] == [1, 1, 2]
 
 
 def test_100_steps_equal_pytorch():
