@@ -248,9 +248,9 @@ class TrainConfig:
         GPUs that have it, three bfloat16 passes on TPUs, float32 elsewhere; or `"bfloat16"`.
         Accumulation, parameters and optimizer state stay float32, and so do scores.
       kernel: how decoding and gradients are computed: `"dense"`, by products of all latents;
-        `"firing_rows"`, of those that fire in the batch; `"selected_rows"`, of those that a
-        sample selects. Results are equal up to rounding; `"auto"` takes what should be fastest
-        for each member.
+        `"firing_rows"`, of those that fire in the batch, but for a last, smaller batch of many;
+        `"selected_rows"`, of those that a sample selects. Results are equal up to rounding;
+        `"auto"` takes what should be fastest for each member.
       max_padding: largest share of a group's arithmetic that may be spent on padding;
         `None` takes half on an accelerator, and on a CPU as much as costs less time than
         compiling another program would.

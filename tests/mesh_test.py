@@ -46,15 +46,21 @@ def test_streamed_samples_train_on_a_mesh_as_those_in_memory_do_on_one_device():
 
 
 def test_devices_tell_each_other_what_docs_say():
-    found = on_eight_devices("collectives", "members:2", "data:2", "latents:2")
+    axes = "members:2", "data:2", "latents:2"
+    names = [f"{axis}@{dtype}" for dtype in ("float32", "bfloat16") for axis in axes]
+    found = {name: sorted(sizes) for name, sizes in on_eight_devices("collectives", *names).items()}
     num_members, d_in, d_sae, batch_size = 2, 12, 24, 32
-    assert found["members:2"] == []
+    assert found["members:2@float32"] == found["members:2@bfloat16"] == []
     # The gradients and the loss, once; beside them whether all samples of a member are done.
-    *flags, gradients = sorted(found["data:2"])
+    *flags, gradients = found["data:2@float32"]
     assert gradients == num_members * (2 * d_in * d_sae + d_sae + d_in + 1)
     assert set(flags) == {num_members}
+    # A CPU copies the samples, which all members share, and the gradients of reconstructions.
+    copied = [batch_size * d_in, num_members * batch_size * d_in]
+    assert found["data:2@bfloat16"] == [*flags, *copied, gradients]
     # Reconstructions; beside them counts for each sample.
-    *counts, reconstructions, latents = sorted(found["latents:2"])
+    assert found["latents:2@bfloat16"] == found["latents:2@float32"]
+    *counts, reconstructions, latents = found["latents:2@float32"]
     assert reconstructions == num_members * batch_size * d_in
     assert set(counts) == {num_members * batch_size}
     # Which a CPU copies.

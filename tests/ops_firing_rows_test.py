@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import sae_jax
 from sae_jax.ops import firing_rows
 from sae_jax.ops.activation import TOP_K
+from sae_jax.ops.tuning import FIRING_NUM_WIDTHS
 from sae_jax.sweep.batches import InMemory
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import plan_sweep
@@ -47,6 +48,34 @@ def test_gradients_are_the_dense_ones(d_sae, k):
 def test_gradients_of_samples_are_the_modules(d_sae):
     params, x = arrays(d_sae)
     assert_gradients_of_samples(firing_loss, params, x, jnp.int32(7))
+
+
+def test_gradients_of_samples_are_traced_where_they_are_asked_for():
+    params, x = arrays(512)
+
+    def num_switches(**of):
+        jaxpr = jax.make_jaxpr(jax.grad(firing_loss, **of))(params, x, jnp.int32(7))
+        switches = [e for e in jaxpr.eqns if e.primitive.name == "cond"]
+        return len([e for e in switches if len(e.params["branches"]) == FIRING_NUM_WIDTHS])
+
+    # Reconstructions and gradients; then those of samples.
+    assert num_switches() == 2
+    assert num_switches(argnums=(0, 1)) == 3
+
+
+def test_a_loss_without_a_gradient_gives_zeros():
+    @jax.custom_vjp
+    def constant(x_hat):
+        return jnp.sum(x_hat)
+
+    constant.defvjp(lambda x_hat: (jnp.sum(x_hat), None), lambda _, gradient: (None,))
+    params, x = arrays(16)
+
+    def loss(w_dec):
+        arguments = params["w_enc"].T, params["b_enc"], w_dec, params["b_dec"], x, jnp.int32(3)
+        return constant(firing_rows.reconstruct(*arguments, TOP_K, "float32"))
+
+    np.testing.assert_array_equal(jax.grad(loss)(params["w_dec"]), 0.0)
 
 
 @settings(max_examples=20, deadline=None)

@@ -205,6 +205,31 @@ def test_a_small_member_joins_larger_ones_on_firing_rows_where_a_program_costs_m
     assert kernels_and_widths(1, 30, max_padding=0.9) == [("firing_rows", 512), ("dense", 64)]
 
 
+def test_nobody_joins_members_that_see_other_batches():
+    configs = [*members(512), *members(64, layer=15)]
+    sizes = SIZES | {(15, 3): SIZES[SLICE]}
+    plan = plan_sweep(configs, sizes, TrainConfig(epochs=16))
+    assert [(group.kernel, group.width) for group in plan.groups] == [("dense", 512), ("dense", 64)]
+    plan = plan_sweep(configs, sizes, TrainConfig(epochs=17))
+    assert [group.kernel for group in plan.groups] == ["firing_rows", "dense"]
+
+
+def test_equal_groups_of_other_batches_share_what_firing_rows_take_to_compile():
+    configs = [*members(512), *members(512, layer=15)]
+    sizes = SIZES | {(15, 3): SIZES[SLICE]}
+    for epochs, kernel in ((8, "dense"), (9, "firing_rows")):
+        plan = plan_sweep(configs, sizes, TrainConfig(epochs=epochs))
+        assert [group.kernel for group in plan.groups] == [kernel] * 2
+
+
+def test_sizes_that_may_not_be_padded_compile_firing_rows_each():
+    # 3 times 1.3 seconds for a fifth of 1344 p E: from 19 epochs on.
+    configs = members(512, 448, 384)
+    for epochs, kernel in ((18, "dense"), (19, "firing_rows")):
+        plan = plan_sweep(configs, SIZES, TrainConfig(epochs=epochs, max_padding=0))
+        assert [group.kernel for group in plan.groups] == [kernel] * 3
+
+
 def test_members_that_firing_rows_do_not_serve_stay_dense():
     configs = [*members(512, 512), *grid(d_sae=64, k=1, layer=14, position=3, k_anneal_steps=9)]
     plan = plan_sweep(configs, SIZES, TrainConfig(epochs=12))

@@ -67,7 +67,7 @@ def init_params(
 
 
 def _uniform(keys: jax.Array, *shape: int) -> jax.Array:
-    """Numbers from (-1, 1), of a shape for each of the keys."""
+    """Uniform numbers in [-1, 1), `[*keys.shape, *shape]`."""
     draw = partial(jax.random.uniform, shape=shape, dtype=jnp.float32, minval=-1.0, maxval=1.0)
     for _ in keys.shape:
         draw = jax.vmap(draw)

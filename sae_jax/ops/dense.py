@@ -1,8 +1,8 @@
 """The reconstruction of an SAE by products of all latents, and its derivative.
 
-Arrays of latents lead with the latent, `[F, b]`: three of the five products then read their
-operands as they lie in memory, bfloat16 ones need copies of samples and not of dictionaries, and
-the largest latents are counted down columns.
+Arrays of latents lead with the latent, `[F, b]`. Both weights' gradients then read their operands
+as they lie in memory, bfloat16 products mostly need copies of samples and not of dictionaries, and
+a CPU counts latents down columns.
 """
 
 from functools import partial

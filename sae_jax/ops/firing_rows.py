@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from sae_jax.ops.activation import Activation
 from sae_jax.ops.dense import decode, encode, latent_gradients
@@ -73,15 +74,16 @@ def _reconstruct(
 
 
 def _forward(
-    w_enc_t: Any,
-    b_enc: Any,
-    w_dec: Any,
-    b_dec: Any,
-    x: Any,
-    k: Any,
+    w_enc_t: CustomVJPPrimal,
+    b_enc: CustomVJPPrimal,
+    w_dec: CustomVJPPrimal,
+    b_dec: CustomVJPPrimal,
+    x: CustomVJPPrimal,
+    k: CustomVJPPrimal,
     activation: Activation,
     dtype: ComputeDtype,
 ) -> tuple[jax.Array, Residuals]:
+    """Of arrays that each come with whether there is a derivative in them."""
     x_hat, found = _reconstruct(
         *(w_enc_t.value, b_enc.value, w_dec.value, b_dec.value, x.value, k.value),
         activation,
@@ -93,8 +95,13 @@ def _forward(
 
 
 def _backward(
-    activation: Activation, dtype: ComputeDtype, residuals: Residuals, gradient: jax.Array
+    activation: Activation,
+    dtype: ComputeDtype,
+    residuals: Residuals,
+    gradient: jax.Array | SymbolicZero,
 ) -> tuple[jax.Array | None, ...]:
+    if isinstance(gradient, SymbolicZero):
+        return (None,) * 6
     w_enc_t, w_dec, x, z, mask, order = residuals
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=order.dtype))
 

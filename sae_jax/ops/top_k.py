@@ -12,8 +12,9 @@ from sae_jax.ops.tuning import TOP_K_BLOCK
 
 # Up to which float32 counts one by one.
 _MAX_FLOAT_COUNT = 2**24
-# From which integers do not.
+# From which int16 cannot count.
 _MAX_SHORT_COUNT = 2**15
+# From which int32 cannot count.
 _MAX_COUNT = 2**31
 
 
@@ -139,8 +140,8 @@ def top_k_indices(values: jax.Array, k: int) -> jax.Array:
 def _count(mask: jax.Array, axis: int = -1) -> jax.Array:
     """True entries along an axis, int32, `[..., 1]` or `[1, ...]`.
 
-    XLA's CPU backend adds up short integers of whole rows in vectors. Along rows it does not, and
-    multiplies by ones in less time than it sums.
+    Down columns XLA's CPU backend adds short integers in vectors. Along rows it does not, and a
+    product with ones takes less time than a sum.
     """
     num_entries = mask.shape[axis]
     if num_entries > _MAX_FLOAT_COUNT:
@@ -211,7 +212,7 @@ def _without_last(tied: jax.Array, surplus: jax.Array, axis: int = -1) -> jax.Ar
 
 
 def _last_kept(tied: jax.Array, surplus: jax.Array, *, axis: int, stop_early: bool) -> jax.Array:
-    """The index along an axis past which its last `surplus` true entries lie."""
+    """The index, `[..., 1]` or `[1, ...]`, past which the last `surplus` true entries lie."""
     num_latents = tied.shape[axis]
     index = lax.broadcasted_iota(jnp.int32, tied.shape, axis % tied.ndim)
 

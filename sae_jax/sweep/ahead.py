@@ -1,4 +1,4 @@
-"""Programs of groups, compiled on another thread before their group needs them.
+"""Programs of groups, compiled on other threads before their group needs them.
 
 JAX keeps what it compiles for shapes, so that the call with arrays compiles nothing.
 """
@@ -149,7 +149,7 @@ class CompilingAhead:
 
     The thread that trains calls `await_programs` before it needs those of a group. It compiles what
     has not been begun itself, so that it never waits for other groups' programs. What the first
-    group trains with, for which it can only wait, has a thread of its own.
+    group trains with, which that thread can only wait for, has a thread of its own.
     """
 
     def __init__(self, needs: Sequence[Needs], compilations: Compilations):
@@ -161,7 +161,10 @@ class CompilingAhead:
           compilations: to which the time of waiting is added.
         """
         self._compilations = compilations
-        self._pools = tuple(ThreadPoolExecutor(1, thread_name_prefix="compiling") for _ in "ab")
+        self._first, self._others = (
+            ThreadPoolExecutor(1, thread_name_prefix=f"compiling_{name}")
+            for name in ("first", "others")
+        )
         self._futures: dict[tuple[int, Task], Future[None]] = {}
         begun = set()
         for i, of in enumerate(needs):
@@ -169,7 +172,7 @@ class CompilingAhead:
                 continue
             begun.add(of.shapes)
             for task in _TASKS:
-                pool = self._pools[i == 0 and task == "training"]
+                pool = self._first if i == 0 and task == "training" else self._others
                 self._futures[i, task] = pool.submit(of.compile, task)
 
     def await_programs(self, group: int, *tasks: Task) -> None:
@@ -193,7 +196,7 @@ class CompilingAhead:
         trace: TracebackType | None,
     ) -> None:
         """Drops what has not been compiled."""
-        for pool in self._pools:
+        for pool in (self._first, self._others):
             pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -177,10 +177,8 @@ def plan_sweep(
         for config in configs
     ]
     if train_config.kernel == "auto":
-        may_fire = ["firing_rows" in _serving(config, placement) for config in configs]
-        kernels = _worth_compiling(
-            kernels, configs, data_sizes, train_config.epochs, may_fire if weighs else ()
-        )
+        served = [weighs and "firing_rows" in _serving(config, placement) for config in configs]
+        kernels = _worth_compiling(kernels, configs, data_sizes, train_config, served)
     alike: dict[_Key, list[int]] = {}
     for i, (config, kernel) in enumerate(zip(configs, kernels, strict=True)):
         key = config.data_slice, kernel, train_config.data_seed_of(config), config.template
@@ -312,56 +310,75 @@ def _worth_compiling(
     kernels: Sequence[str],
     configs: Sequence[SAEConfig],
     data_sizes: Mapping[DataSlice, tuple[int, int, int]],
-    epochs: int,
-    may_fire: Sequence[bool],
+    train_config: TrainConfig,
+    may_join: Sequence[bool],
 ) -> list[str]:
-    """The kernels with which sweeps take least, of those of which programs need to be compiled.
+    """The kernel of each member with which compiling and training together take least.
 
     The kernel on firing rows compiles longer, and pays for itself only in members that train long
-    enough. But it hardly computes padding, so that smaller members may join the larger ones.
+    enough. But it hardly computes padding, so that smaller members may join larger ones.
 
     Args:
       kernels: the kernel that should train each member fastest.
       configs: the members.
       data_sizes: as in `plan_sweep`.
-      epochs: for how long they train.
-      may_fire: which members may join others on firing rows; none if it is empty.
+      train_config: for epochs and `data_seed`.
+      may_join: which members may join larger ones on firing rows; without any, no member is taken
+        to be padded.
     """
+    batches = [(config.data_slice, train_config.data_seed_of(config)) for config in configs]
+    fires = [kernel == "firing_rows" for kernel in kernels]
     alike: dict[Any, list[int]] = defaultdict(list)
-    for i, (config, kernel) in enumerate(zip(configs, kernels, strict=True)):
-        if kernel == "firing_rows" or (may_fire and may_fire[i] and kernel == "dense"):
+    for i, config in enumerate(configs):
+        if fires[i] or (may_join[i] and kernels[i] == "dense"):
             alike[config.template, data_sizes[config.data_slice]].append(i)
     chosen = list(kernels)
     for (_, data_size), members in alike.items():
-        fastest = {i: kernels[i] for i in members}
-        if "firing_rows" not in fastest.values():
-            continue
-        choices = [fastest, dict.fromkeys(members, "dense")]
-        if may_fire:
-            choices.append(dict.fromkeys(members, "firing_rows"))
-        per_latent = _flops_per_latent(data_size) * epochs / CPU_FLOPS
-        seconds = [_seconds(choice, fastest, configs, per_latent) for choice in choices]
-        for i, kernel in choices[seconds.index(min(seconds))].items():
+        # A group sees the same batches.
+        joined = {batches[i] for i in members if fires[i]}
+        choices = [
+            {i: kernels[i] for i in members},
+            dict.fromkeys(members, "dense"),
+            {i: "firing_rows" if batches[i] in joined else "dense" for i in members},
+        ]
+        seconds_of = partial(
+            _seconds,
+            fires=fires,
+            batches=batches,
+            configs=configs,
+            seconds_per_latent=_flops_per_latent(data_size) * train_config.epochs / CPU_FLOPS,
+            are_padded=any(may_join),
+        )
+        for i, kernel in min(choices, key=seconds_of).items():
             chosen[i] = kernel
     return chosen
 
 
 def _seconds(
     choice: Mapping[int, str],
-    fastest: Mapping[int, str],
+    *,
+    fires: Sequence[bool],
+    batches: Sequence[Any],
     configs: Sequence[SAEConfig],
     seconds_per_latent: float,
+    are_padded: bool,
 ) -> float:
     """What a CPU takes to compile and train members with a choice of kernels."""
-    spared = FIRING_GAIN * sum(
-        configs[i].d_sae for i, kernel in choice.items() if kernel == fastest[i] == "firing_rows"
-    )
+    sizes: dict[tuple[str, Any], list[int]] = defaultdict(list)
+    spared = 0.0
+    for i, kernel in choice.items():
+        sizes[kernel, batches[i]].append(configs[i].d_sae)
+        if fires[i] and kernel == "firing_rows":
+            spared += FIRING_GAIN * configs[i].d_sae
+    # Groups of the same sizes share their programs.
+    sharing = Counter((kernel, tuple(sorted(some))) for (kernel, _), some in sizes.items())
     latents, compiling = -spared, 0.0
-    for kernel in set(choice.values()):
-        sizes = [configs[i].d_sae for i in choice if choice[i] == kernel]
+    for (kernel, some), number in sharing.items():
         cost, program = _padding_cost(kernel), _program_seconds(kernel)
-        widths = cheapest_widths(sizes, cost * seconds_per_latent, program)
-        latents += sum(size + cost * (widths[size] - size) for size in sizes)
+        widths = {size: size for size in some}
+        if are_padded:
+            widths = cheapest_widths(some, cost * seconds_per_latent, program / number)
+        latents += number * sum(size + cost * (widths[size] - size) for size in some)
         compiling += program * len(set(widths.values()))
     return latents * seconds_per_latent + compiling
 

@@ -75,9 +75,10 @@ class Program:
         return lambda *arguments: kernel(*arguments, *static.values())
 
     def for_rest(self, num_full: int) -> "Program":
-        """What takes the step of an epoch's last, smaller batch, after so many full ones.
+        """The program of an epoch's last, smaller batch, after `num_full` full ones.
 
-        It is compiled for that one, and the kernel on firing rows takes long to.
+        That step is compiled for itself. Where it is one of many, the kernel on firing rows would
+        take longer to compile than it spares.
         """
         is_seldom = num_full >= FIRING_MIN_STEPS and self.kernel == "firing_rows"
         return dataclasses.replace(self, kernel="dense") if is_seldom else self

@@ -114,15 +114,16 @@ def resume(*meshes):
                 yield differences(result, expected)
 
 
-def collectives(*meshes):
+def collectives(*names):
     """What devices tell each other in an epoch of two members: the numbers in each message that
-    the compiled program has, by mesh."""
+    the compiled program has, by mesh@dtype."""
     configs = members("topk", 2, aux_coefficient=0.0, preset=None)
     found = {}
-    for mesh in meshes:
+    for name in names:
+        mesh, dtype = name.split("@")
         placement = Placement.of(TrainConfig(batch_size=BATCH_SIZE, mesh=mesh), configs)
-        program = Program(configs[0].template, placement=placement)
-        found[mesh] = messages(lowered(program, num_members=2, num_rest=0).compile())
+        program = Program(configs[0].template, dtype=dtype, placement=placement)
+        found[name] = messages(lowered(program, num_members=2, num_rest=0).compile())
     return found
 
 
