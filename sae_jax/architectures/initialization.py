@@ -43,7 +43,7 @@ def init_params(
     d_out = d_out or d_in
     keys = jax.random.split(key, 4)
     latents = jnp.arange(width, dtype=jnp.int32)
-    # Matrices whose rows are of one size are drawn together, which takes half as long to compile.
+    # Matrices whose rows are of one size are drawn together, so that less has to be compiled.
     of_each = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     enc_keys, dec_keys, b_enc_keys = of_each(keys[:3], latents)
     if d_in == d_out and not tied:
