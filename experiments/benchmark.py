@@ -96,22 +96,42 @@ _DEFAULT_SECTIONS = [
     "wall_clock",
     "memory",
 ]
-_SECTIONS = flags.DEFINE_multi_enum(
+
+
+def _define_some(
+    name: str, default: Sequence[str], allowed: Sequence[str], description: str
+) -> flags.FlagHolder:
+    """A flag that takes some of the allowed words, with commas between them."""
+    flag = flags.DEFINE_list(name, list(default), description)
+    flags.register_validator(
+        flag, lambda some: set(some) <= set(allowed), f"allowed are {', '.join(allowed)}"
+    )
+    return flag
+
+
+_SECTIONS = _define_some(
     "sections",
     _DEFAULT_SECTIONS,
     [*_DEFAULT_SECTIONS, "accelerator", "estimate"],
     "What to measure.",
+)
+_CONTENDERS = flags.DEFINE_multi_enum(
+    "contender",
+    None,
+    CONTENDERS,
+    f"A contender of the headline, published, large and memory, beside {TORCH_LOOP!r}; may be"
+    " given several times. All of them unless named.",
 )
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Interleaved repeats; the median counts.")
 _GRID_EPOCHS = flags.DEFINE_integer("grid_epochs", 25, "Epochs of the grid by train_sweep.")
 _LOOP_EPOCHS = flags.DEFINE_integer(
     "loop_epochs", 25, "Epochs of the grid by the PyTorch loop, scaled to --grid_epochs."
 )
-_GRIDS = flags.DEFINE_multi_enum(
+_GRIDS = _define_some(
     "grids", ["published", "sibling"], ["published", "sibling"], "Grids of the accelerator section."
 )
 _EPOCHS = flags.DEFINE_integer("epochs", 25, "Epochs of the accelerator section.")
-_DTYPES = flags.DEFINE_multi_enum(
+_DTYPES = _define_some(
     "dtypes", ["float32"], COMPUTE_DTYPES, "Of the products of the accelerator section."
 )
 _MEMORY_BUDGET = flags.DEFINE_string(
@@ -134,15 +154,15 @@ def work() -> None:
     output.mkdir(parents=True, exist_ok=True)
     for section in _SECTIONS.value:
         if section == "headline":
-            rows = compare([HEADLINE], CONTENDERS)
+            rows = compare([HEADLINE], contenders())
         elif section == "published":
-            rows = compare([PUBLISHED], CONTENDERS)
+            rows = compare([PUBLISHED], contenders())
         elif section == "wall_clock":
             rows = wall_clock_rows(output)
         elif section == "architectures":
             rows = compare([SHORT], ARCHITECTURES | {TORCH_LOOP: LOOPS[TORCH_LOOP]})
         elif section == "large":
-            rows = compare([LARGE], CONTENDERS)
+            rows = compare([LARGE], contenders())
         elif section == "grid":
             rows = grid_rows()
         elif section == "accelerator":
@@ -160,6 +180,12 @@ def work() -> None:
         print(f"\n{section}")
         print_table(rows)
         write_csv(rows, output / f"{section}.csv")
+
+
+def contenders() -> dict[str, Contender]:
+    """Those that --contender names, and the loop that all are compared with."""
+    names = _CONTENDERS.value or CONTENDERS
+    return {name: CONTENDERS[name] for name in CONTENDERS if name in names or name == TORCH_LOOP}
 
 
 def samples(num_samples: int, d_in: int) -> np.ndarray:
@@ -330,7 +356,7 @@ def memory_rows(workload: Workload) -> list[Row]:
     """Memory that each contender adds to a process that has imported all libraries."""
     rows: list[Row] = []
     context = multiprocessing.get_context("spawn")
-    for name in CONTENDERS:
+    for name in contenders():
         with ProcessPoolExecutor(1, mp_context=context) as process:
             try:
                 added, members = process.submit(_added_memory, name, workload).result()

@@ -10,10 +10,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from torch_contenders import LIBRARIES, LOOPS, sae_lens
+from torch_contenders import DEVICE, LIBRARIES, LOOPS, sae_lens
 from workload import LEARNING_RATE, Contender, Runner, Workload
 
 import sae_jax
+from sae_jax.ops.matmul import COMPUTE_DTYPES, ComputeDtype
 from sae_jax.sweep.batches import InMemory
 from sae_jax.sweep.hyperparameters import hyperparameters
 from sae_jax.sweep.placement import Placement
@@ -24,7 +25,7 @@ from sae_jax.sweep.step import Program, epoch_program, init_group
 _EPOCHS = 1000
 
 
-def engine(dtype: str, *, kernel: str = "auto", **fields: Any) -> Contender:
+def engine(dtype: ComputeDtype, *, kernel: str = "auto", **fields: Any) -> Contender:
     """The train step of `sae_jax` for all members, with the planned kernel or a forced one.
 
     Args:
@@ -100,10 +101,9 @@ def _group_runner(
     return Runner(run, len(configs), compile_seconds)
 
 
-ENGINES: dict[str, Contender] = {
-    "sae_jax float32": engine("float32"),
-    "sae_jax bfloat16": engine("bfloat16"),
-} | {
+# Without a GPU TF32 is float32 again.
+_DTYPES: tuple[ComputeDtype, ...] = COMPUTE_DTYPES if DEVICE == "cuda" else ("float32", "bfloat16")
+ENGINES: dict[str, Contender] = {f"sae_jax {dtype}": engine(dtype) for dtype in _DTYPES} | {
     f"sae_jax {dtype}, {kernel}": engine(dtype, kernel=kernel)
     for kernel in ("dense", "firing_rows", "selected_rows")
     for dtype in ("float32", "bfloat16")

@@ -1,12 +1,15 @@
 """Whole grids through `train_sweep` on whatever device there is, from a store to a scored table."""
 
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import sae_jax
@@ -108,12 +111,21 @@ def made_up(folder: Path, configs: Sequence[sae_jax.SAEConfig]) -> sae_jax.Activ
     writer = StoreWriter(folder, plan)
     writer.prepare()
     for shard in writer.missing_shards():
-        of_shard = np.random.default_rng(1 + shard)
-        *lead, _ = shape = plan.shard_shape(shard)
-        codes = of_shard.standard_exponential((*lead, _DIRECTIONS), np.float32)
-        codes *= of_shard.random(codes.shape, np.float32) < presence
-        writer.write_shard(shard, (codes.reshape(-1, _DIRECTIONS) @ directions).reshape(shape))
+        shape = plan.shard_shape(shard)
+        samples = _mixtures(jax.random.key(shard), directions, presence, math.prod(shape[:-1]))
+        writer.write_shard(shard, np.asarray(samples).reshape(shape))
     return writer.finish()
+
+
+@partial(jax.jit, static_argnums=3)
+def _mixtures(
+    key: jax.Array, directions: jax.Array, presence: jax.Array, num_samples: int
+) -> jax.Array:
+    """Float16 `[num_samples, D_IN]`: of each sample some directions, by their probabilities."""
+    of_sizes, of_presence = jax.random.split(key)
+    codes = jax.random.exponential(of_sizes, (num_samples, _DIRECTIONS))
+    codes *= jax.random.uniform(of_presence, codes.shape) < presence
+    return (codes @ directions).astype(jnp.float16)
 
 
 def peak_mib() -> float:

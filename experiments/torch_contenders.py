@@ -5,6 +5,7 @@ Those that step many SAEs at once train all. A library is imported when its cont
 """
 
 import contextlib
+import dataclasses
 import io
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ import torch_reference
 from workload import LEARNING_RATE, Contender, LeftOut, Runner, Workload
 
 Step = Callable[[torch.Tensor], object]
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where all of them train."""
 
 # More steps than any contender takes, for those whose learning rate depends on how many there are.
 _MANY_STEPS = 10**6
@@ -46,10 +50,12 @@ def compiled_loop(workload: Workload, x: np.ndarray) -> Runner:
       LeftOut: if it cannot be compiled here.
     """
     saes = [_random_sae(workload, *size) for size in workload.sizes_of_loop]
-    batches = torch.tensor(x).split(workload.batch_size)
+    batches = torch.tensor(x, device=DEVICE).split(workload.batch_size)
     # Beyond a limit PyTorch would go on uncompiled, with a warning at most.
     torch._dynamo.config.recompile_limit = 2 * len(saes)
-    loss_of = torch.compile(torch_reference.loss_of, dynamic=False, fullgraph=True)
+    # On a GPU this mode records CUDA graphs, so that kernels need not be started one by one.
+    mode = "reduce-overhead" if DEVICE == "cuda" else None
+    loss_of = torch.compile(torch_reference.loss_of, dynamic=False, fullgraph=True, mode=mode)
     steps = [_lean_step(sae, fused=True, loss_of=loss_of) for sae in saes]
     start = time.perf_counter()
     try:
@@ -77,8 +83,27 @@ def ensemble(workload: Workload, x: np.ndarray) -> Runner:
     return _looped([step], workload, x, members=len(saes))
 
 
+def in_tf32(contender: Contender) -> Contender:
+    """The contender with products in TF32, on GPUs that have it."""
+
+    def prepare(workload: Workload, x: np.ndarray) -> Runner:
+        runner = contender(workload, x)
+
+        def run() -> None:
+            torch.set_float32_matmul_precision("high")
+            try:
+                runner.run()
+            finally:
+                torch.set_float32_matmul_precision("highest")
+
+        return dataclasses.replace(runner, run=run)
+
+    return prepare
+
+
 def _random_sae(workload: Workload, d_sae: int, k: int) -> torch_reference.TorchTopKSAE:
-    return torch_reference.TorchTopKSAE(torch_reference.random_params(workload.d_in, d_sae), k)
+    params = torch_reference.random_params(workload.d_in, d_sae)
+    return torch_reference.TorchTopKSAE(params, k).to(DEVICE)
 
 
 def _lean_step(sae: torch.nn.Module, *, fused: bool, loss_of: Any) -> Step:
@@ -119,13 +144,14 @@ def multi_sae_trainer(workload: Workload, x: np.ndarray) -> Runner:
     trainer = MultiSAETrainer(
         _sae_lens_config(workload), saes, dict.fromkeys(saes, "samples"), iter(())
     )
-    samples = torch.tensor(x)
+    samples = torch.tensor(x, device=DEVICE)
 
     def run() -> None:
         trainer.data_provider = ({"samples": samples[rows]} for rows in _epoch(workload))
         trainer.cfg.total_training_samples = trainer.n_training_samples + len(samples)
         with _no_progress_bar():
             trainer.fit()
+        _finish()
 
     return Runner(run, len(saes), saes=list(saes.values()))
 
@@ -134,7 +160,7 @@ def _sae_lens_sae(architecture: str, d_in: int, d_sae: int, fields: dict[str, An
     from sae_lens.registry import get_sae_training_class
 
     sae_class, config_class = get_sae_training_class(architecture)
-    return sae_class(config_class(d_in=d_in, d_sae=d_sae, **fields))
+    return sae_class(config_class(d_in=d_in, d_sae=d_sae, device=DEVICE, **fields))
 
 
 def _sae_lens_config(workload: Workload) -> Any:
@@ -145,6 +171,7 @@ def _sae_lens_config(workload: Workload) -> Any:
         train_batch_size_samples=workload.batch_size,
         lr=LEARNING_RATE,
         lr_end=LEARNING_RATE,
+        device=DEVICE,
         logger=LoggingConfig(log_to_wandb=False),
     )
 
@@ -162,14 +189,15 @@ def train_sae(workload: Workload, x: np.ndarray) -> Runner:
     from dictionary_learning.training import trainSAE
 
     trainers = _top_k_trainers(workload, workload.sizes)
-    samples = torch.tensor(x)
+    samples = torch.tensor(x, device=DEVICE)
 
     def run() -> None:
         batches = (samples[rows] for rows in _epoch(workload))
         # What is called to make a trainer gives one that has been made.
         configs = [{"trainer": partial(_same, trainer)} for trainer in trainers]
         with _no_progress_bar():
-            trainSAE(batches, configs, steps=workload.num_steps, device="cpu")
+            trainSAE(batches, configs, steps=workload.num_steps, device=DEVICE)
+        _finish()
 
     return Runner(run, len(trainers), saes=[trainer.ae for trainer in trainers])
 
@@ -196,7 +224,7 @@ def _top_k_trainers(workload: Workload, sizes: Sequence[tuple[int, int]]) -> lis
             lm_name="none",
             lr=LEARNING_RATE,
             warmup_steps=0,
-            device="cpu",
+            device=DEVICE,
         )
         for d_sae, k in sizes
     ]
@@ -226,7 +254,7 @@ def sparsify(workload: Workload, x: np.ndarray) -> Runner:
         return step
 
     coders = [
-        SparseCoder(workload.d_in, SparseCoderConfig(num_latents=d_sae, k=k))
+        SparseCoder(workload.d_in, SparseCoderConfig(num_latents=d_sae, k=k), device=DEVICE)
         for d_sae, k in workload.sizes_of_loop
     ]
     return _looped([step_of(coder) for coder in coders], workload, x)
@@ -241,20 +269,27 @@ def _looped(
     members: int | None = None,
     compile_seconds: float = 0.0,
 ) -> Runner:
-    samples = torch.tensor(x)
+    samples = torch.tensor(x, device=DEVICE)
 
     def run() -> None:
         batches = _epoch(workload)
         for step in steps:
             for rows in batches:
                 step(samples[rows])
+        _finish()
 
     return Runner(run, members or len(steps), compile_seconds, saes)
 
 
 def _epoch(workload: Workload) -> tuple[torch.Tensor, ...]:
     """The rows of each batch of an epoch, in random order."""
-    return torch.randperm(workload.num_samples).split(workload.batch_size)
+    return torch.randperm(workload.num_samples, device=DEVICE).split(workload.batch_size)
+
+
+def _finish() -> None:
+    """Waits for what a GPU has been told to do."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def _no_progress_bar() -> contextlib.AbstractContextManager:
@@ -269,6 +304,12 @@ LOOPS: dict[str, Contender] = {
     "PyTorch loop, torch.compile": compiled_loop,
     "PyTorch vmap ensemble": ensemble,
 }
+if DEVICE == "cuda":
+    LOOPS |= {
+        "PyTorch loop, fused Adam, TF32": in_tf32(lean_loop()),
+        "PyTorch loop, torch.compile, TF32": in_tf32(compiled_loop),
+        "PyTorch vmap ensemble, TF32": in_tf32(ensemble),
+    }
 _LIBRARIES: dict[str, tuple[str, Contender]] = {
     "SAELens": ("sae_lens", sae_lens()),
     "SAELens abstopk": ("sae_lens", sae_lens("abstopk")),

@@ -78,7 +78,7 @@ def loss_of(sae: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def autocast_loss_of(sae: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The same with products in bfloat16, as PyTorch's autocast does."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         return loss_of(sae, x)
 
 

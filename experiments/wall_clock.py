@@ -98,7 +98,7 @@ def torch_table(
     runner = contenders[contender](workload, train)
     for _ in range(epochs):
         runner.run()
-    samples = torch.tensor(val)
+    samples = torch.tensor(val, device=torch_contenders.DEVICE)
     return [torch_reference.scores(sae.encode, sae.decode, samples) for sae in runner.saes]
 
 
