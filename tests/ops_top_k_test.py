@@ -13,8 +13,10 @@ from sae_jax.architectures.initialization import init_params
 from sae_jax.architectures.topk import TopKSAE
 from sae_jax.ops.top_k import (
     _bisect,
+    _by_digits,
     _count,
     _last_kept,
+    _last_kept_by_digits,
     batch_top_k_mask,
     signed_top_k_mask,
     top_k_mask,
@@ -64,24 +66,27 @@ def test_ties_and_extremes(axis, values, k):
     np.testing.assert_array_equal(got, oracle(values, k))
 
 
-@pytest.mark.parametrize("stop_early", [True, False], ids=["cpu", "accelerators"])
+@pytest.mark.parametrize(
+    "search", [_bisect, partial(_by_digits, num_bits=31)], ids=["cpu", "accelerators"]
+)
 @given(rows(st.sampled_from(AWKWARD)), st.integers(1, NUM_LATENTS))
 @settings(max_examples=50, deadline=None)
-def test_both_bisections_find_thresholds_of_the_k_largest(stop_early, values, k):
+def test_both_searches_find_thresholds_of_the_k_largest(search, values, k):
     bits = values.view(np.int32)
-    threshold = jax.jit(_bisect, static_argnames="stop_early")(bits, k, stop_early=stop_early)
+    threshold = jax.jit(search)(bits, k)
     kth_largest = -np.sort(-bits, axis=-1)[:, k - 1 : k]
     np.testing.assert_array_equal(bits >= threshold, bits >= kth_largest)
 
 
-@pytest.mark.parametrize("stop_early", [True, False], ids=["cpu", "accelerators"])
+@pytest.mark.parametrize("search", [_last_kept, _last_kept_by_digits], ids=["cpu", "accelerators"])
 @both_axes
 @given(rows(st.booleans()).map(lambda rows: rows > 0), st.data())
 @settings(max_examples=50, deadline=None)
-def test_both_searches_end_before_the_surplus(axis, stop_early, tied, data):
+def test_both_searches_end_before_the_surplus(axis, search, tied, data):
     surplus = np.array([[data.draw(st.integers(0, row.sum()))] for row in tied], np.int32)
-    search = jax.jit(_last_kept, static_argnames=("axis", "stop_early"))
-    last = search(along(axis, tied), along(axis, surplus), axis=axis, stop_early=stop_early)
+    last = jax.jit(search, static_argnames="axis")(
+        along(axis, tied), along(axis, surplus), axis=axis
+    )
     kept = tied & (np.arange(NUM_LATENTS) <= along(axis, np.asarray(last)))
     for row, kept_row, (num_lost,) in zip(tied, kept, surplus, strict=True):
         indices = np.flatnonzero(row)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from sae_jax.ops.matmul import matmul
-from sae_jax.ops.tuning import TOP_K_BLOCK
+from sae_jax.ops.tuning import TOP_K_BLOCK, TOP_K_DIGIT_BITS
 
 # Up to which float32 counts one by one.
 _MAX_FLOAT_COUNT = 2**24
@@ -21,10 +22,9 @@ _MAX_COUNT = 2**31
 def top_k_mask(values: jax.Array, k: jax.Array | int, axis: int = -1) -> jax.Array:
     """Marks the k largest entries along an axis; among equal entries the lower index wins.
 
-    `lax.top_k` needs a static k and sorts. This bisects on the bits of the
-    k-th largest value instead: the cost does not depend on k, a new k does not
-    recompile, and every operation is a comparison and a count, which any backend
-    fuses and vectorizes.
+    `lax.top_k` needs a static k and sorts. This searches the bits of the k-th largest
+    value instead: the cost does not depend on k, a new k does not recompile, and every
+    operation is a comparison and a count, which any backend fuses and vectorizes.
 
     Args:
       values: non-negative floats, F along the axis.
@@ -144,20 +144,19 @@ def _count(mask: jax.Array, axis: int = -1) -> jax.Array:
     product with ones takes less time than a sum.
     """
     num_entries = mask.shape[axis]
-    if num_entries > _MAX_FLOAT_COUNT:
-        return jnp.sum(mask, axis=axis, keepdims=True, dtype=jnp.int32)
+
+    def added(mask: jax.Array, dtype: Any = jnp.int32) -> jax.Array:
+        return jnp.sum(mask, axis=axis, keepdims=True, dtype=dtype).astype(jnp.int32)
 
     def on_cpu(mask: jax.Array) -> jax.Array:
         if axis == 0:
-            short = jnp.int16 if num_entries < _MAX_SHORT_COUNT else jnp.int32
-            return jnp.sum(mask, axis=0, keepdims=True, dtype=short).astype(jnp.int32)
+            return added(mask, jnp.int16 if num_entries < _MAX_SHORT_COUNT else jnp.int32)
+        if num_entries > _MAX_FLOAT_COUNT:
+            return added(mask)
         ones = jnp.ones((num_entries, 1), jnp.float32)
         return matmul(mask.astype(jnp.float32), ones, "float32").astype(jnp.int32)
 
-    def elsewhere(mask: jax.Array) -> jax.Array:
-        return jnp.sum(mask.astype(jnp.float32), axis=axis, keepdims=True).astype(jnp.int32)
-
-    return lax.platform_dependent(mask, cpu=on_cpu, default=elsewhere)
+    return lax.platform_dependent(mask, cpu=on_cpu, default=added)
 
 
 def _kth_largest(
@@ -165,25 +164,24 @@ def _kth_largest(
 ) -> jax.Array:
     """The largest t with at least k entries `>= t`, of those that are counted together.
 
-    Or, where it stops early, any t with exactly k of them, which marks the same entries. An
-    accelerator would wait for the host in every round to hear whether all rows are done.
+    Or, where it stops early, any t with exactly k of them, which marks the same entries.
     """
-    early, late = (
-        partial(_bisect, count=count, stop_early=stop_early) for stop_early in (True, False)
+    return lax.platform_dependent(
+        bits,
+        k,
+        cpu=partial(_bisect, count=count),
+        default=partial(_by_digits, num_bits=31, count=count),
     )
-    return lax.platform_dependent(bits, k, cpu=early, default=late)
 
 
 def _bisect(
-    bits: jax.Array,
-    k: jax.Array,
-    *,
-    stop_early: bool,
-    count: Callable[[jax.Array], jax.Array] = _count,
+    bits: jax.Array, k: jax.Array, *, count: Callable[[jax.Array], jax.Array] = _count
 ) -> jax.Array:
+    """`_kth_largest` bit by bit, until every count is exact."""
+
     def unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         i, _, exact = state
-        return (i < 31) & ~jnp.all(exact) if stop_early else i < 31
+        return (i < 31) & ~jnp.all(exact)
 
     def set_bit(
         state: tuple[jax.Array, jax.Array, jax.Array],
@@ -198,36 +196,76 @@ def _bisect(
     return lax.while_loop(unfinished, set_bit, (jnp.int32(0), zeros, zeros > 0))[1]
 
 
+def _by_digits(
+    numbers: jax.Array,
+    k: jax.Array,
+    *,
+    num_bits: int,
+    count: Callable[[jax.Array], jax.Array] = _count,
+) -> jax.Array:
+    """The largest t with at least k numbers `>= t`, or 0 if there is none, digit by digit.
+
+    A round compares the numbers, int32 from 0 to `2**num_bits - 1`, with all values of a digit in
+    one pass. How many rounds there are is known: an accelerator would wait for the host in each
+    of them to hear whether it is the last.
+    """
+    num_rounds = -(-num_bits // TOP_K_DIGIT_BITS)
+    # The first digit may reach where a signed integer has its sign.
+    numbers = jnp.maximum(numbers, 0).astype(jnp.uint32)
+
+    def set_digit(i: jax.Array, t: jax.Array) -> jax.Array:
+        shift = (TOP_K_DIGIT_BITS * (num_rounds - 1 - i)).astype(jnp.uint32)
+        candidates = [t | (jnp.uint32(digit) << shift) for digit in range(1, 2**TOP_K_DIGIT_BITS)]
+        reached = [count(numbers >= candidate) >= k for candidate in candidates]
+        return t | (sum(each.astype(jnp.uint32) for each in reached) << shift)
+
+    zeros = jnp.zeros_like(count(numbers > 0), jnp.uint32)
+    return lax.fori_loop(jnp.int32(0), num_rounds, set_digit, zeros).astype(jnp.int32)
+
+
 def _without_last(tied: jax.Array, surplus: jax.Array, axis: int = -1) -> jax.Array:
     """The mask without the last `surplus`, `[..., 1]` or `[1, ...]`, true entries along an axis.
 
-    Entries seldom tie, so on a CPU this is a bisection that ends at once when none do. An
-    accelerator would wait for the host to hear so, and takes the rounds that it may need.
+    Entries seldom tie, so on a CPU this is a bisection that ends at once when none do.
     """
-    early, late = (
-        partial(_last_kept, axis=axis, stop_early=stop_early) for stop_early in (True, False)
+    last = lax.platform_dependent(
+        tied,
+        surplus,
+        cpu=partial(_last_kept, axis=axis),
+        default=partial(_last_kept_by_digits, axis=axis),
     )
-    last = lax.platform_dependent(tied, surplus, cpu=early, default=late)
     return tied & (lax.broadcasted_iota(jnp.int32, tied.shape, axis % tied.ndim) <= last)
 
 
-def _last_kept(tied: jax.Array, surplus: jax.Array, *, axis: int, stop_early: bool) -> jax.Array:
+def _last_kept(tied: jax.Array, surplus: jax.Array, *, axis: int) -> jax.Array:
     """The index, `[..., 1]` or `[1, ...]`, past which the last `surplus` true entries lie."""
     num_latents = tied.shape[axis]
     index = lax.broadcasted_iota(jnp.int32, tied.shape, axis % tied.ndim)
 
-    def unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        i, low, high = state
-        return jnp.any(low < high) if stop_early else i < num_latents.bit_length()
+    def unfinished(state: tuple[jax.Array, jax.Array]) -> jax.Array:
+        low, high = state
+        return jnp.any(low < high)
 
-    def halve(
-        state: tuple[jax.Array, jax.Array, jax.Array],
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        i, low, high = state
+    def halve(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = state
         middle = (low + high) // 2
         enough = _count(tied & (index > middle), axis) <= surplus
-        return i + 1, jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
     high = jnp.full_like(surplus, num_latents - 1)
     low = jnp.where(surplus > 0, -1, high)  # Before the first, where all are surplus.
-    return lax.while_loop(unfinished, halve, (jnp.int32(0), low, high))[2]
+    return lax.while_loop(unfinished, halve, (low, high))[1]
+
+
+def _last_kept_by_digits(tied: jax.Array, surplus: jax.Array, *, axis: int) -> jax.Array:
+    """`_last_kept` in a known number of rounds: the last true entry but `surplus`."""
+    index = lax.broadcasted_iota(jnp.int32, tied.shape, axis % tied.ndim)
+    return (
+        _by_digits(
+            jnp.where(tied, index + 1, 0),
+            surplus + 1,
+            num_bits=tied.shape[axis].bit_length(),
+            count=partial(_count, axis=axis),
+        )
+        - 1
+    )
