@@ -42,7 +42,7 @@ def test_top_samples_by_magnitude_then_index(firing):
 def test_top_sample_matrix_marks_top_samples():
     rng = np.random.default_rng(0)
     firing = Firing(rng.normal(size=(300, 6)) * (rng.random((300, 6)) < [0, 0.1, 0.3, 0.5, 1, 1]))
-    matrix = firing.top_sample_matrix().toarray()
+    matrix = firing.top_sample_matrix.toarray()
     for latent in range(6):
         magnitude = np.abs(firing.z.toarray()[:, latent])
         expected = np.zeros(300, bool)

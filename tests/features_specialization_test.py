@@ -335,7 +335,7 @@ def test_null_rates():
     lone[np.arange(30), np.arange(30)] = 1
     lone[:, 30:] = 1
     texts = ["1+1=2" if i % 2 else "1+1=2 | 3*4=7 | 1-1=0 | 9/9=1" for i in range(400)]
-    null = published_null_rates(Firing(lone), texts)
+    null = published_null_rates(Firing(lone), published_marks(texts))
     # A lone text of either kind ties or wins and passes; all 400 have addition at 100 %
     # and the rest at 50 %, so the latents that always fire never pass.
     np.testing.assert_allclose(null, 30 / 40)

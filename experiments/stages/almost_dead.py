@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from sae_jax.features.encoding import sparse_latents
 from sae_jax.features.properties import property_matrix
-from sae_jax.features.scoring import sparse_latents
 from sae_jax.features.specialization import calibrated_specialization
 from stages import grid
 from stages.study import ARMS, CENTRAL, Study

@@ -41,10 +41,10 @@ from scipy import stats
 
 import sae_jax
 from sae_jax.features import interventions
+from sae_jax.features.encoding import sparse_latents
 from sae_jax.features.firing import Firing
 from sae_jax.features.matched_controls import matched_controls
 from sae_jax.features.properties import OPERATIONS, property_matrix
-from sae_jax.features.scoring import sparse_latents
 from sae_jax.features.specialization import (
     FALSE_DISCOVERY_RATE,
     MIN_SUPPORT,

@@ -1,5 +1,7 @@
 """When latents fire: rates, ranking and top samples."""
 
+from functools import cached_property
+
 import numpy as np
 from scipy import sparse
 
@@ -44,6 +46,7 @@ class Firing:
         order = np.argsort(-np.abs(self.z.data[entries]), kind="stable")
         return self.z.indices[entries][order[:NUM_TOP_SAMPLES]]
 
+    @cached_property
     def top_sample_matrix(self) -> sparse.csc_array:
         """Whether a sample is a top sample of a latent, bool `[n, F]`."""
         rows = [self.top_samples(latent) for latent in range(self.z.shape[1])]

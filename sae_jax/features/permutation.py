@@ -5,8 +5,6 @@ how often each latent fires, how many top samples it has, and which properties c
 a problem.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy import sparse
 
@@ -16,18 +14,18 @@ from sae_jax.features.firing import Firing
 NUM_PERMUTATIONS = 20
 
 
-def published_null_rates(firing: Firing, texts: Sequence[str]) -> np.ndarray:
+def published_null_rates(firing: Firing, marks: np.ndarray) -> np.ndarray:
     """Share of alive latents that the published rule calls specialized.
 
     Args:
       firing: latents of n samples.
-      texts: text of each sample's solution, n of them.
+      marks: `published_marks` of the text of each sample's solution, bool `[n, 9]`.
 
     Returns:
       The rate in each of R = 20 independent shuffles, `[R]`.
     """
-    top = firing.top_sample_matrix()
-    counts = _shuffled_counts(top, specialization.published_marks(texts))
+    top = firing.top_sample_matrix
+    counts = _shuffled_counts(top, marks)
     specialized = specialization.published_specialized(counts, top.sum(axis=0)[None])
     return _share_of_alive(specialized, firing)
 

@@ -1,6 +1,7 @@
 """One SAE's features: a record for each latent, and one row of rates."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,11 @@ def feature_summary(
     Raises:
       ValueError: if there are not as many problems as samples.
     """
-    firing, texts = _firing_and_texts(z, problems)
-    properties, _ = property_matrix(problems)
+    firing = _firing(z, problems)
+    marks, properties = _contents(tuple(problems))
 
-    top = firing.top_sample_matrix()
-    counts = specialization.count_hits(top, specialization.published_marks(texts))
+    top = firing.top_sample_matrix
+    counts = specialization.count_hits(top, marks)
     published = specialization.published_specialized(counts, np.asarray(top.sum(axis=0)))
     published &= firing.alive
     calibrated = specialization.calibrated_specialization(firing.fires, properties)
@@ -54,7 +55,7 @@ def feature_summary(
         "published_rate": _mean(published[firing.alive]),
         "published_rate_rarer_half": _mean(published[rarer_half]),
         "published_rate_supported": _mean(published[supported]),
-        "published_null": _mean(permutation.published_null_rates(firing, texts)),
+        "published_null": _mean(permutation.published_null_rates(firing, marks)),
         "published_singleton_share": _mean(singletons[published]),
         "num_singletons": int(singletons.sum()),
         "calibrated_rate": _mean(calibrated_any[firing.alive]),
@@ -93,7 +94,7 @@ def feature_records(
     Raises:
       ValueError: if there are not as many problems as samples, or no such ranks.
     """
-    firing, texts = _firing_and_texts(z, problems)
+    firing, texts = _firing(z, problems), _texts(problems)
     d_sae = z.shape[1]
     end_rank = d_sae if end_rank is None else end_rank
     if not 1 <= start_rank <= end_rank <= d_sae:
@@ -154,13 +155,21 @@ def _calibrated_record(
     }
 
 
-def _firing_and_texts(
-    z: np.ndarray | sparse.sparray, problems: Sequence[Problem]
-) -> tuple[Firing, list[str]]:
-    """The latents, and the text of each sample that the published rule reads."""
+def _firing(z: np.ndarray | sparse.sparray, problems: Sequence[Problem]) -> Firing:
     if z.shape[0] != len(problems):
         raise ValueError(f"latents of {z.shape[0]} samples do not fit {len(problems)} problems")
-    return Firing(z), [" | ".join(problem.steps) for problem in problems]
+    return Firing(z)
+
+
+def _texts(problems: Sequence[Problem]) -> list[str]:
+    """Of each problem what the published rule reads."""
+    return [" | ".join(problem.steps) for problem in problems]
+
+
+@lru_cache(maxsize=1)
+def _contents(problems: tuple[Problem, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The published marks and the properties of problems, which all members of a slice share."""
+    return specialization.published_marks(_texts(problems)), property_matrix(problems)[0]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,21 +1,20 @@
 """Feature scores of every member of a sweep, in one flat row each."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import jax
-import numpy as np
-from flax import nnx
-from scipy import sparse
+import jax.numpy as jnp
 from tqdm import tqdm
 
 from sae_jax.activations.selection import Selection
 from sae_jax.activations.slices import DataSlice
 from sae_jax.configs import SAEConfig
+from sae_jax.features.encoding import latents_of
 from sae_jax.features.records import feature_summary
 from sae_jax.features.stability import stability_by_chance, stability_over_seeds
+from sae_jax.ops.tuning import CORE_SCORING_FLOPS, CPU_SECONDS_PER_ENCODER
 from sae_jax.sweep.result import SweepResult
+from sae_jax.sweep.widths import cheapest_widths
 
 
 def score_features(
@@ -49,16 +48,23 @@ def score_features(
                 f" samples are of {list(by_slice)}"
             )
     trained = [i for i, member in enumerate(result.members) if member.diverged_at is None]
+    num_samples, d_in = max(len(part) for part in selections), selections[0].store.d_in
+    widths = cheapest_widths(
+        [configs[i].d_sae for i in trained],
+        2 * num_samples * d_in / CORE_SCORING_FLOPS,
+        CPU_SECONDS_PER_ENCODER,
+    )
     scores: dict[int, dict[str, Any]] = {}
     with tqdm(total=len(trained), desc="features", disable=not progress) as bar:
         for data_slice, samples in by_slice.items():
-            x = samples.read()
-            for i in trained:
-                if configs[i].data_slice == data_slice:
-                    graphdef, arrays = nnx.split(result.sae(i))
-                    z = np.asarray(latents_of(arrays, x, graphdef=graphdef))
-                    scores[i] = feature_summary(z, samples.problems)
-                    bar.update()
+            members = [i for i in trained if configs[i].data_slice == data_slice]
+            if not members:
+                continue
+            x = jnp.asarray(samples.read())
+            for i in members:
+                z = latents_of(result.sae(i), x, widths[configs[i].d_sae])
+                scores[i] = feature_summary(z, samples.problems)
+                bar.update()
     settings: dict[SAEConfig, list[int]] = {}
     for i in trained:
         settings.setdefault(configs[i].setting, []).append(i)
@@ -71,27 +77,3 @@ def score_features(
             scores[i] |= scored | {"stability_by_chance": chance}
     columns = dict.fromkeys(name for scored in scores.values() for name in scored)
     return [row | scores.get(i, columns) for i, row in enumerate(result.table())]
-
-
-# Samples that are encoded at a time where all of them need not fit memory.
-_BLOCK = 1024
-
-
-def sparse_latents(sae: Any, x: np.ndarray) -> sparse.csc_array:
-    """Latents `[n, F]`, encoded by blocks of samples."""
-    graphdef, arrays = nnx.split(sae)
-    blocks = []
-    for start in range(0, len(x), _BLOCK):
-        block = x[start : start + _BLOCK]
-        # Padded, since a last block of another size would compile anew.
-        full = np.zeros((min(_BLOCK, len(x)), x.shape[1]), x.dtype)
-        full[: len(block)] = block
-        z = np.asarray(latents_of(arrays, full, graphdef=graphdef))
-        blocks.append(sparse.csr_array(z[: len(block)]))
-    return sparse.csc_array(sparse.vstack(blocks))
-
-
-@partial(jax.jit, static_argnames="graphdef")
-def latents_of(arrays: Any, x: jax.Array, *, graphdef: Any) -> jax.Array:
-    """Latents `[n, F]` of an SAE's two parts; compiled once for each class, d_sae and k."""
-    return nnx.merge(graphdef, arrays).encode(x)

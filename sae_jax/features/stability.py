@@ -84,14 +84,16 @@ def stability_by_chance(alive: Sequence[np.ndarray], d_in: int, *, seed: int) ->
     Returns:
       The mean over pairs of seeds, both ways; NaN if there are not two with alive latents.
     """
+    counts = [int(mask.sum()) for mask in alive if mask.any()]
+    if len(counts) < 2:
+        return float("nan")
     rng = np.random.default_rng(seed)
-    counts = [int(mask.sum()) for mask in alive]
-    directions = [unit_rows(rng.normal(size=(n, d_in)).astype(np.float32)) for n in counts if n]
+    directions = [unit_rows(rng.normal(size=(n, d_in)).astype(np.float32)) for n in counts]
     best = []
     for a, b in combinations(directions, 2):
         cosine = np.abs(a @ b.T)
         best += [cosine.max(axis=1).mean(), cosine.max(axis=0).mean()]
-    return float(np.mean(best)) if best else float("nan")
+    return float(np.mean(best))
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from sae_jax.activations.selection import Selection
+from sae_jax.features.encoding import sparse_latents
 from sae_jax.features.examples import Examples, examples, histograms
 from sae_jax.features.firing import Firing
 from sae_jax.features.logit_lens import LogitLens, Vocabulary, logit_lens
-from sae_jax.features.scoring import sparse_latents
 from sae_jax.report.samples import Samples
 from sae_jax.sweep.result import Member, check_free
 

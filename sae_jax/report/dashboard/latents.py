@@ -8,11 +8,11 @@ from scipy import sparse
 
 from sae_jax.features import permutation, specialization
 from sae_jax.features.ablation import fvu_without
+from sae_jax.features.encoding import sparse_latents
 from sae_jax.features.examples import examples, histograms
 from sae_jax.features.firing import Firing
 from sae_jax.features.logit_lens import Vocabulary, logit_lens
 from sae_jax.features.matching import nearest_latents
-from sae_jax.features.scoring import sparse_latents
 from sae_jax.report.dashboard.pack import numbers
 from sae_jax.report.samples import Samples
 from sae_jax.sweep.result import Member
@@ -101,7 +101,7 @@ def describe(
 
 def _published(firing: Firing, texts: Sequence[str]) -> list[str]:
     """The published rule's description of each latent; empty where it says "general"."""
-    top = firing.top_sample_matrix()
+    top = firing.top_sample_matrix
     counts = specialization.count_hits(top, specialization.published_marks(texts))
     num_texts = np.asarray(top.sum(axis=0))
     found = specialization.published_specialized(counts, num_texts) & firing.alive
