@@ -190,12 +190,13 @@ class SAE(nnx.Module):
 
         All but `b_dec` and those named in `not_per_latent` lead with the latent.
         """
-        arrays = {
-            name: (array if name in ("b_dec", *cls.not_per_latent) else array[:d_sae]).copy()
+        own = {
+            name: array if name in ("b_dec", *cls.not_per_latent) else array[:d_sae]
             for name, array in arrays.items()
             if name not in cls.training_only
         }
-        return {"w_enc": np.ascontiguousarray(arrays.pop("w_enc_t").T)} | arrays
+        w_enc = _transposed_copy(own.pop("w_enc_t"))
+        return {"w_enc": w_enc} | {name: array.copy() for name, array in own.items()}
 
     @classmethod
     def widened(cls, arrays: Arrays, num_latents: int) -> Arrays:
@@ -366,6 +367,17 @@ def _checked(array: Any, width: int, name: str, axis: str) -> jax.Array:
             f"{name} has shape {found.shape}; expected [..., {width}], as {axis} of this SAE"
         )
     return found.astype(jnp.float32)
+
+
+def _transposed_copy(matrix: np.ndarray) -> np.ndarray:
+    """The transpose, laid out as such; so many rows at a time, since NumPy's own copy of a wide
+    matrix leaves the cache with every number."""
+    rows_at_once = 64
+    copy = np.empty(matrix.shape[::-1], matrix.dtype)
+    for start in range(0, len(matrix), rows_at_once):
+        rows = slice(start, start + rows_at_once)
+        copy[:, rows] = matrix[rows].T
+    return copy
 
 
 def _compute_dtype(dtype: ComputeDtype | DTypeLike) -> ComputeDtype:
