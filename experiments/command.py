@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from absl import app, flags
 
 import sae_jax
-from sae_jax.sweep.cores import make_cores_devices
+from sae_jax.sweep.backends import prepare_backends
 
 
 def start(
@@ -27,7 +27,7 @@ def start(
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unknown arguments: {argv[1:]}")
-        make_cores_devices()
+        prepare_backends()
         with around():
             try:
                 work()

@@ -18,9 +18,9 @@ from sae_jax.architectures.functional import folded
 from sae_jax.architectures.registry import architecture_of
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.sweep.ahead import CompilingAhead, Needs
+from sae_jax.sweep.backends import prepare_backends
 from sae_jax.sweep.checkpoints import SweepCheckpoints
 from sae_jax.sweep.compilations import counted_compilations
-from sae_jax.sweep.cores import make_cores_devices
 from sae_jax.sweep.epochs import source_of, train_group
 from sae_jax.sweep.estimate import seconds_of, work_of
 from sae_jax.sweep.events import Announcer, Callback
@@ -135,7 +135,7 @@ def train_sweep(
         another sweep or of other data; or processes were given other inputs, or see other folders.
       Preempted: after SIGTERM, when `checkpoint_dir` holds what is finished.
     """
-    make_cores_devices()
+    prepare_backends()
     train_config = train_config or TrainConfig()
     check_data(data or {})
     data = described(train, val) | dict(data or {})
@@ -289,7 +289,7 @@ def plan_for(
     Raises:
       ValueError: as `train_sweep` does.
     """
-    make_cores_devices()
+    prepare_backends()
     samples = SweepSamples.of(train, train, targets, targets)
     configs = _resolved(configs, samples)
     train_config = samples.fitted(train_config or TrainConfig())
