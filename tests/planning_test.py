@@ -120,9 +120,19 @@ def test_the_plan_gives_a_group_the_memory_that_its_epoch_needs(kernel):
 def test_two_processors_take_somewhat_less_than_formulas_say(products, memory, milliseconds):
     # The tables headline_zen4 and headline_intel of experiments/results/speed.md.
     size = 512, 2048, 256
-    expected = planning.flops(*size) / products + planning.memory_bytes(*size) / memory
+    num_bytes = planning.memory_bytes(*size, rounds=planning.CPU_TOP_K_ROUNDS)
+    expected = planning.flops(*size) / products + num_bytes / memory
     assert 1.0 < 1000 * expected / milliseconds < 1.15
     assert f"{1000 * expected:.1f}" in DOCUMENT
+
+
+@pytest.mark.parametrize(
+    ("dtype", "milliseconds"), [("float32", 4.48), ("tf32", 2.23), ("bfloat16", 2.04)]
+)
+def test_an_h100_takes_what_formulas_say(dtype, milliseconds):
+    # The table gpu_step of experiments/results/speed.md.
+    found = 1000 * planning.step_seconds(H100, dtype, 12, 2048, 2048, 256)
+    assert found == pytest.approx(milliseconds, rel=0.05)
 
 
 def devices(chip, number, platform):

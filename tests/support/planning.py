@@ -6,12 +6,20 @@ is (members, data, latents), and what is counted is what one device of it does i
 
 import dataclasses
 
-# Of the peaks of a chip, and seconds; assumptions, not measurements.
-SHARE_OF_PEAK = 0.5
+# Shares of the peaks, as an H100 reached them (`gpu_step` in experiments/results/speed.md); taken
+# to be those of other chips too.
+SHARE_OF_ARITHMETIC = {"float32": 0.68, "tf32": 0.47, "bfloat16": 0.38}
+SHARE_OF_MEMORY = 0.9
+KERNELS_PER_STEP = 30  # Besides those of top-k.
+KERNELS_PER_ROUND = 5
+# Assumptions, not measurements; the first is what a kernel waits for the one before.
 SECONDS_PER_KERNEL = 3e-6
 SECONDS_PER_MESSAGE = 20e-6
-KERNELS_PER_STEP = 30  # Besides those of top-k.
-TOP_K_ROUNDS = 31
+SHARE_OF_LINK = 0.5
+# Bits that an accelerator finds in a round of top-k, and rounds for the values and on a CPU.
+DIGIT_BITS = 4
+TOP_K_ROUNDS = 8
+CPU_TOP_K_ROUNDS = 31
 # Floating-point operations of Adam for one weight, as XLA counts them.
 ADAM_FLOPS = 14
 # Times that a weight is read or written in a step; see `memory_bytes`.
@@ -61,7 +69,7 @@ def adam_flops(width, d_in, mesh=(1, 1, 1)):
 
 def tie_rounds(width):
     """Rounds in which an accelerator finds the last of equal values."""
-    return width.bit_length()
+    return -(-width.bit_length() // DIGIT_BITS)
 
 
 def memory_bytes(width, d_in, batch_size, mesh=(1, 1, 1), rounds=None):
@@ -72,10 +80,10 @@ def memory_bytes(width, d_in, batch_size, mesh=(1, 1, 1), rounds=None):
     times, and once more, in comparisons, in every round of top-k.
     """
     _, data, latents = mesh
-    values, ties = (TOP_K_ROUNDS, tie_rounds(width)) if rounds is None else (rounds, rounds)
+    rounds = TOP_K_ROUNDS + tie_rounds(width) if rounds is None else rounds
     weights = 4 * WEIGHT_PASSES * 2 * d_in * width / latents
     samples = 4 * 8 * batch_size * d_in / data
-    return weights + samples + (4 * (8 + values) + ties) * batch_size * width / (data * latents)
+    return weights + samples + 4 * (8 + rounds) * batch_size * width / (data * latents)
 
 
 def reduced_numbers(width, d_in, batch_size, mesh):
@@ -92,7 +100,8 @@ def sent_bytes(width, d_in, batch_size, mesh):
     _, data, latents = mesh
     gradients, reconstructions = reduced_numbers(width, d_in, batch_size, mesh)
     if latents > 1:
-        reconstructions += (TOP_K_ROUNDS + tie_rounds(width)) * batch_size / data
+        counts = 2**DIGIT_BITS - 1
+        reconstructions += counts * (TOP_K_ROUNDS + tie_rounds(width)) * batch_size / data
     return 8 * (gradients * (data - 1) / data + reconstructions * (latents - 1) / latents)
 
 
@@ -101,13 +110,15 @@ def step_seconds(chip, dtype, num_members, width, d_in, batch_size, mesh=(1, 1, 
     members, data, latents = mesh
     each = -(-num_members // members)
     # Adam's arithmetic hides behind its reading and writing.
-    arithmetic = flops(width, d_in, batch_size) / (data * latents) / chip.flops[dtype]
-    memory = memory_bytes(width, d_in, batch_size, mesh) / chip.memory_speed
-    links = sent_bytes(width, d_in, batch_size, mesh) / chip.link_speed
+    reached = SHARE_OF_ARITHMETIC[dtype] * chip.flops[dtype]
+    arithmetic = flops(width, d_in, batch_size) / (data * latents) / reached
+    memory = memory_bytes(width, d_in, batch_size, mesh) / (SHARE_OF_MEMORY * chip.memory_speed)
+    links = sent_bytes(width, d_in, batch_size, mesh) / (SHARE_OF_LINK * chip.link_speed)
     rounds = TOP_K_ROUNDS + tie_rounds(width)
     messages = (latents > 1) * (rounds + 1) + (data > 1)
-    waits = (KERNELS_PER_STEP + 2 * rounds) * SECONDS_PER_KERNEL + messages * SECONDS_PER_MESSAGE
-    return each * (arithmetic + memory + links) / SHARE_OF_PEAK + waits
+    kernels = KERNELS_PER_STEP + KERNELS_PER_ROUND * rounds
+    waits = kernels * SECONDS_PER_KERNEL + messages * SECONDS_PER_MESSAGE
+    return each * (arithmetic + memory + links) + waits
 
 
 def balanced_batch_size(chip, dtype):
