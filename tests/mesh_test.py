@@ -84,6 +84,15 @@ def test_an_epoch_lowers_for_accelerators():
     assert found == [[num_devices] * 2 for num_devices in expected]
 
 
+def test_programs_of_each_device_are_given_no_arrays_without_entries():
+    *programs, num_prefixes = on_eight_devices("without_entries")
+    assert len(programs) == 3
+    for num_shapes, empty in programs:
+        assert num_shapes > 10
+        assert empty == []
+    assert num_prefixes == 0
+
+
 def test_another_device_gives_the_same_bits():
     assert on_eight_devices("each_device") == [True]
 

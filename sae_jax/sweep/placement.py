@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from typing import Any, Self, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
@@ -212,14 +213,32 @@ class Placement:
         if self.shape[0] == 1:
             return function
         own = PartitionSpec(MEMBERS)
-        return jax.shard_map(
-            function,
-            mesh=self._mesh,
-            in_specs=own,
-            out_specs=own,
-            axis_names={MEMBERS},
-            check_vma=False,  # Loops start from zeros, which all devices have in common.
-        )
+
+        def on_all(*arguments: Any) -> Any:
+            leaves, structure = jax.tree.flatten(arguments)
+
+            def on_one(filled: list[jax.Array]) -> Any:
+                left = iter(filled)
+                mine = [next(left) if leaf.size else self._none_of(leaf) for leaf in leaves]
+                return function(*jax.tree.unflatten(structure, mine))
+
+            return jax.shard_map(
+                on_one,
+                mesh=self._mesh,
+                in_specs=own,
+                out_specs=own,
+                axis_names={MEMBERS},
+                check_vma=False,  # Loops start from zeros, which all devices have in common.
+            )([leaf for leaf in leaves if leaf.size])
+
+        return on_all
+
+    def _none_of(self, leaf: jax.Array) -> jax.Array:
+        """An array without entries, as one device sees it.
+
+        XLA as of jax 0.11.2 crashes when it compiles a `shard_map` that is given one.
+        """
+        return jnp.zeros((len(leaf) // self.shape[0], *leaf.shape[1:]), leaf.dtype)
 
     def shares(self, tree: Any, at_once: int) -> Iterator[tuple[np.ndarray, Any]]:
         """Members of a pytree that `spread` gave, so many of each device at a time.

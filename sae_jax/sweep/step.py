@@ -256,7 +256,10 @@ def _train_epoch(
 
         num_full = len(batches.full.x)
         steps = jnp.asarray(first_step, jnp.int32) + jnp.arange(num_full + 1, dtype=jnp.int32)
-        state, losses = lax.scan(step, state, (batches.full, steps[:-1]))
+        if num_full:
+            state, losses = lax.scan(step, state, (batches.full, steps[:-1]))
+        else:  # XLA crashes on arrays without entries here, as `Placement._none_of` says.
+            losses = jnp.zeros((0,))
         if len(batches.rest.x):
             state, loss = step(state, (batches.rest, steps[-1]), program.for_rest(num_full))
             losses = jnp.append(losses, loss)

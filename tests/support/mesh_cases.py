@@ -22,7 +22,7 @@ from sweeps import samples
 
 from sae_jax import SAEConfig, TrainConfig, train_sweep
 from sae_jax.sweep.batches import Batches, Samples
-from sae_jax.sweep.placement import Placement
+from sae_jax.sweep.placement import Placement, share
 from sae_jax.sweep.step import Program, epoch_program, init_group
 
 D_IN, D_SAE, BATCH_SIZE = 12, 24, 32
@@ -161,7 +161,14 @@ def memory_of(compiled):
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes + results
 
 
-def lowered(program, num_members, platform="cpu", num_rest=7, size=(BATCH_SIZE, D_IN, D_SAE)):
+def lowered(
+    program,
+    num_members,
+    platform="cpu",
+    num_full=2,
+    num_rest=7,
+    size=(BATCH_SIZE, D_IN, D_SAE),
+):
     """The program of an epoch for a platform that need not be there, from shapes alone."""
     batch_size, d_in, width = size
     hyper = hyperparameters(*[(width, 3, 0, 1e-3)] * num_members)
@@ -174,10 +181,27 @@ def lowered(program, num_members, platform="cpu", num_rest=7, size=(BATCH_SIZE, 
     )
     samples_of = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     batches = Batches(
-        Samples(samples_of((2, batch_size, d_in))), Samples(samples_of((num_rest, d_in)))
+        Samples(samples_of((num_full, batch_size, d_in))), Samples(samples_of((num_rest, d_in)))
     )
     traced = epoch_program(program).trace(state, hyper, batches, 0, program=program)
     return traced.lower(lowering_platforms=(platform,))
+
+
+def without_entries():
+    """Of programs, the shapes of what each device sees its own part of: all, and those without an
+    entry."""
+    configs = members("topk", 2)
+    placement = Placement.of(TrainConfig(mesh="members:2"), configs)
+    program = Program(configs[0].template, placement=placement)
+    hyper = placement.spread(hyperparameters(*[(D_SAE, 3, 0, 1e-3)] * 2))
+    texts = [lowered(program, 2, num_full=num_full).as_text() for num_full in (2, 0)]
+    texts.append(share.lower(hyper, 0, at_once=1, placement=placement).as_text())
+    for text in texts:
+        lines = re.findall(r"sdy\.manual_computation\(.*", text)
+        shapes = [shape for line in lines for shape in re.findall(r"tensor<([^>]*)>", line)]
+        yield [len(shapes), [shape for shape in shapes if re.search(r"(^|x)0x", shape)]]
+    (none,) = {len(taken.prefix_sizes[0]) for _, taken in placement.shares(hyper, 1)}
+    yield none
 
 
 def lowering(*pairs):
