@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,6 @@ from sae_jax.sweep.cores import num_cores
 from sae_jax.sweep.memory import memory_limit
 
 MEMBERS, DATA, LATENTS = MESH_AXES
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +201,7 @@ class Placement:
             return batches
         return jax.lax.with_sharding_constraint(batches, self._sharding(None, DATA))
 
-    def on_each(self, function: Function) -> Function:
+    def on_each(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Inside a compiled program, a function of arrays with leading axis M in which each device
         sees its own members alone, and so has nothing to tell those of others.
 

@@ -7,21 +7,19 @@ from functools import partial
 from typing import Any
 
 from sae_jax.activations.slices import DataSlice
-from sae_jax.architectures.registry import architecture_of
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.metrics.evaluate import EVAL_BATCH_SIZE
 from sae_jax.ops.tuning import (
     ACCELERATOR_MAX_PADDING,
     CORE_SCORING_FLOPS,
     CPU_FLOPS,
-    CPU_SECONDS_PER_PROGRAM,
     CPU_SECONDS_PER_SCORING,
-    FIRING_GAIN,
-    FIRING_MIN_WEIGHTS,
-    FIRING_PADDING_COST,
-    FIRING_SECONDS,
-    SELECTED_MIN_D_SAE,
-    SELECTED_MIN_RATIO,
+)
+from sae_jax.sweep.kernels import (
+    flops_per_latent,
+    kernels_of,
+    padding_cost,
+    program_seconds,
 )
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.streamed import NUM_READERS
@@ -172,13 +170,7 @@ def plan_sweep(
     budget = train_config.memory_budget or placement.memory
     batch_size = train_config.batch_size
 
-    kernels = [
-        _kernel(config, data_sizes[config.data_slice][1], train_config, placement)
-        for config in configs
-    ]
-    if train_config.kernel == "auto":
-        served = [weighs and "firing_rows" in _serving(config, placement) for config in configs]
-        kernels = _worth_compiling(kernels, configs, data_sizes, train_config, served)
+    kernels = kernels_of(configs, data_sizes, train_config, placement, may_join=weighs)
     alike: dict[_Key, list[int]] = {}
     for i, (config, kernel) in enumerate(zip(configs, kernels, strict=True)):
         key = config.data_slice, kernel, train_config.data_seed_of(config), config.template
@@ -196,12 +188,12 @@ def plan_sweep(
         data_slice, kernel, _, _ = key
         widths: dict[int, int] = {}
         if weighs:
-            flops = _flops_per_latent(data_sizes[data_slice]) * train_config.epochs
+            flops = flops_per_latent(data_sizes[data_slice]) * train_config.epochs
             num_sharing = sharing[_shared_program(key, members, configs, data_sizes)]
             widths = cheapest_widths(
                 [configs[i].d_sae for i in members],
-                _padding_cost(kernel) * flops / CPU_FLOPS,
-                _program_seconds(kernel) / num_sharing,
+                padding_cost(kernel) * flops / CPU_FLOPS,
+                program_seconds(kernel) / num_sharing,
             )
         group_of = partial(
             any_group, data_slice=data_slice, data_size=data_sizes[data_slice], kernel=kernel
@@ -255,132 +247,6 @@ def _shared_program(
     data_slice, kernel, _, template = key
     sizes = tuple(sorted(configs[i].d_sae for i in members))
     return kernel, template, sizes, data_sizes[data_slice]
-
-
-def _padding_cost(kernel: str) -> float:
-    """What a padding latent costs in relation to others."""
-    return FIRING_PADDING_COST if kernel == "firing_rows" else 1.0
-
-
-def _program_seconds(kernel: str) -> float:
-    """Seconds that the programs which train members of one width take to compile on a CPU."""
-    return CPU_SECONDS_PER_PROGRAM + (FIRING_SECONDS if kernel == "firing_rows" else 0.0)
-
-
-def _serving(config: SAEConfig, placement: Placement) -> tuple[str, ...]:
-    """The kernels, beside the dense one, that compute what a member trains on."""
-    # What an auxiliary loss adds needs all latents, and the first k of many may be all of them.
-    if config.aux_coefficient or config.k_anneal_steps:
-        return ()
-    # Rows that fire or are selected would lie on other devices.
-    return () if placement.divides_members else architecture_of(config).kernels
-
-
-def _kernel(config: SAEConfig, d_in: int, train_config: TrainConfig, placement: Placement) -> str:
-    """The kernel that is asked for, or the one that should be fastest for a member."""
-    serving = _serving(config, placement)
-    if train_config.kernel != "auto":
-        if train_config.kernel not in ("dense", *serving):
-            where = f" on {placement}" if placement.divides_members else ""
-            raise ValueError(
-                f"kernel is {train_config.kernel!r}; {config}{where} is served by 'auto', 'dense'"
-                + "".join(f", {name!r}" for name in serving)
-            )
-        return train_config.kernel
-    if placement.platform != "cpu":
-        return "dense"
-    dtype, k = train_config.compute_dtype, config.k
-    if (
-        "selected_rows" in serving
-        and k is not None
-        and config.d_sae >= max(SELECTED_MIN_D_SAE, SELECTED_MIN_RATIO[dtype] * k)
-    ):
-        return "selected_rows"
-    pays = dtype != "bfloat16" and d_in * config.d_sae >= FIRING_MIN_WEIGHTS
-    return "firing_rows" if pays and "firing_rows" in serving else "dense"
-
-
-def _flops_per_latent(data_size: tuple[int, int, int]) -> int:
-    """Floating-point operations that a latent costs in an epoch of dense products."""
-    num_samples, d_in, d_out = data_size
-    return 2 * (d_in + 4 * d_out) * num_samples
-
-
-def _worth_compiling(
-    kernels: Sequence[str],
-    configs: Sequence[SAEConfig],
-    data_sizes: Mapping[DataSlice, tuple[int, int, int]],
-    train_config: TrainConfig,
-    may_join: Sequence[bool],
-) -> list[str]:
-    """The kernel of each member with which compiling and training together take least.
-
-    The kernel on firing rows compiles longer, and pays for itself only in members that train long
-    enough. But it hardly computes padding, so that smaller members may join larger ones.
-
-    Args:
-      kernels: the kernel that should train each member fastest.
-      configs: the members.
-      data_sizes: as in `plan_sweep`.
-      train_config: for epochs and `data_seed`.
-      may_join: which members may join larger ones on firing rows; without any, no member is taken
-        to be padded.
-    """
-    batches = [(config.data_slice, train_config.data_seed_of(config)) for config in configs]
-    fires = [kernel == "firing_rows" for kernel in kernels]
-    alike: dict[Any, list[int]] = defaultdict(list)
-    for i, config in enumerate(configs):
-        if fires[i] or (may_join[i] and kernels[i] == "dense"):
-            alike[config.template, data_sizes[config.data_slice]].append(i)
-    chosen = list(kernels)
-    for (_, data_size), members in alike.items():
-        # A group sees the same batches.
-        joined = {batches[i] for i in members if fires[i]}
-        choices = [
-            {i: kernels[i] for i in members},
-            dict.fromkeys(members, "dense"),
-            {i: "firing_rows" if batches[i] in joined else "dense" for i in members},
-        ]
-        seconds_of = partial(
-            _seconds,
-            fires=fires,
-            batches=batches,
-            configs=configs,
-            seconds_per_latent=_flops_per_latent(data_size) * train_config.epochs / CPU_FLOPS,
-            are_padded=any(may_join),
-        )
-        for i, kernel in min(choices, key=seconds_of).items():
-            chosen[i] = kernel
-    return chosen
-
-
-def _seconds(
-    choice: Mapping[int, str],
-    *,
-    fires: Sequence[bool],
-    batches: Sequence[Any],
-    configs: Sequence[SAEConfig],
-    seconds_per_latent: float,
-    are_padded: bool,
-) -> float:
-    """What a CPU takes to compile and train members with a choice of kernels."""
-    sizes: dict[tuple[str, Any], list[int]] = defaultdict(list)
-    spared = 0.0
-    for i, kernel in choice.items():
-        sizes[kernel, batches[i]].append(configs[i].d_sae)
-        if fires[i] and kernel == "firing_rows":
-            spared += FIRING_GAIN * configs[i].d_sae
-    # Groups of the same sizes share their programs.
-    sharing = Counter((kernel, tuple(sorted(some))) for (kernel, _), some in sizes.items())
-    latents, compiling = -spared, 0.0
-    for (kernel, some), number in sharing.items():
-        cost, program = _padding_cost(kernel), _program_seconds(kernel)
-        widths = {size: size for size in some}
-        if are_padded:
-            widths = cheapest_widths(some, cost * seconds_per_latent, program / number)
-        latents += number * sum(size + cost * (widths[size] - size) for size in some)
-        compiling += program * len(set(widths.values()))
-    return latents * seconds_per_latent + compiling
 
 
 def _alone(
@@ -519,7 +385,7 @@ def _group(
         members=members,
         data_slice=data_slice,
         width=width,
-        padding=_padding_cost(kernel) * (1 - sum(sizes) / (width * len(sizes))),
+        padding=padding_cost(kernel) * (1 - sum(sizes) / (width * len(sizes))),
         num_bytes=_FLOAT_BYTES * num_floats,
         flops_per_step=2 * batch_size * d_in * columns,
         kernel=kernel,
