@@ -53,9 +53,7 @@ def compiled_loop(workload: Workload, x: np.ndarray) -> Runner:
     batches = torch.tensor(x, device=DEVICE).split(workload.batch_size)
     # Beyond a limit PyTorch would go on uncompiled, with a warning at most.
     torch._dynamo.config.recompile_limit = 2 * len(saes)
-    # On a GPU this mode records CUDA graphs, so that kernels need not be started one by one.
-    mode = "reduce-overhead" if DEVICE == "cuda" else None
-    loss_of = torch.compile(torch_reference.loss_of, dynamic=False, fullgraph=True, mode=mode)
+    loss_of = torch.compile(torch_reference.loss_of, dynamic=False, fullgraph=True)
     steps = [_lean_step(sae, fused=True, loss_of=loss_of) for sae in saes]
     start = time.perf_counter()
     try:
@@ -307,7 +305,6 @@ LOOPS: dict[str, Contender] = {
 if DEVICE == "cuda":
     LOOPS |= {
         "PyTorch loop, fused Adam, TF32": in_tf32(lean_loop()),
-        "PyTorch loop, torch.compile, TF32": in_tf32(compiled_loop),
         "PyTorch vmap ensemble, TF32": in_tf32(ensemble),
     }
 _LIBRARIES: dict[str, tuple[str, Contender]] = {
