@@ -104,7 +104,9 @@ def _define_some(
     """A flag that takes some of the allowed words, with commas between them."""
     flag = flags.DEFINE_list(name, list(default), description)
     flags.register_validator(
-        flag, lambda some: set(some) <= set(allowed), f"allowed are {', '.join(allowed)}"
+        flag,
+        lambda some: bool(some) and set(some) <= set(allowed),
+        f"expected some of {', '.join(allowed)}",
     )
     return flag
 

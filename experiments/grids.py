@@ -15,6 +15,7 @@ import numpy as np
 import sae_jax
 from sae_jax.activations.writer import StorePlan, StoreWriter
 from sae_jax.features.scoring import score_features
+from sae_jax.ops.matmul import matmul
 from sae_jax.problems import Problem
 from sae_jax.report import reference
 from sae_jax.report.tables import write_csv
@@ -125,7 +126,7 @@ def _mixtures(
     of_sizes, of_presence = jax.random.split(key)
     codes = jax.random.exponential(of_sizes, (num_samples, _DIRECTIONS))
     codes *= jax.random.uniform(of_presence, codes.shape) < presence
-    return (codes @ directions).astype(jnp.float16)
+    return matmul(codes, directions, "float32").astype(jnp.float16)
 
 
 def peak_mib() -> float:

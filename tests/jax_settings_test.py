@@ -150,6 +150,20 @@ def test_whole_sweeps(kernel, dtype):
         assert got[3].keys() == want[3].keys()
 
 
+def test_training_on_fewer_samples_than_a_batch():
+    x = np.random.default_rng(0).standard_normal((20, 6), np.float32)
+
+    def trained():
+        config = sae_jax.TrainConfig(epochs=2, batch_size=32)
+        return sae_jax.train_sweep([sae_jax.SAEConfig(8, k=2)], x, x, config, progress=False)
+
+    expected = trained().members[0].losses
+    with settings(), jax.numpy_dtype_promotion("strict"):
+        found = trained().members[0].losses
+    assert_equal_trees(found, expected, rtol=1e-5)
+    assert expected.dtype == np.float32
+
+
 def test_evaluation():
     params = {name: array[None] for name, array in random_params(0).items()}
     params["w_enc_t"] = params.pop("w_enc").swapaxes(1, 2)

@@ -17,6 +17,7 @@ OFF = "--xla_gpu_enable_triton_gemm=false"
         (None, OFF),
         ("--xla_dump_to=folder", f"--xla_dump_to=folder {OFF}"),
         ("--xla_gpu_enable_triton_gemm=true", "--xla_gpu_enable_triton_gemm=true"),
+        ("folder/file_of.flags", "folder/file_of.flags"),
     ],
 )
 def test_products_on_gpus_are_left_to_cublas_unless_somebody_chose(monkeypatch, before, after):

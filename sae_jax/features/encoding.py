@@ -26,10 +26,12 @@ def latents_of(sae: SAE, x: jax.Array | np.ndarray, width: int | None = None) ->
         `None`.
     """
     d_sae = sae.d_sae
-    with_traced_k: Any = nnx.clone(sae)
+    shared: Any = nnx.clone(sae)
     if isinstance(getattr(sae, "k", None), int):
-        with_traced_k.k = nnx.data(np.asarray(with_traced_k.k, np.int32))
-    graphdef, state = nnx.split(with_traced_k)
+        shared.k = nnx.data(np.asarray(shared.k, np.int32))
+    if hasattr(sae, "prefix_sizes"):
+        shared.prefix_sizes = ()  # They matter in training alone.
+    graphdef, state = nnx.split(shared)
     arrays = nnx.to_pure_dict(state)
     if width is not None and width > d_sae:
         of_one = {name: array[None] for name, array in arrays.items() if name != "k"}

@@ -1,8 +1,7 @@
 """One SAE's features: a record for each latent, and one row of rates."""
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from scipy import sparse
@@ -13,6 +12,24 @@ from sae_jax.features.properties import property_matrix
 from sae_jax.problems import Problem
 
 NUM_TOP_SAMPLES_LISTED = 10
+
+
+class Contents(NamedTuple):
+    """What is in the problems of n samples.
+
+    Attributes:
+      marks: `published_marks` of their solutions, bool `[n, 9]`.
+      properties: `property_matrix` of them, bool `[n, P]`.
+    """
+
+    marks: np.ndarray
+    properties: np.ndarray
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> Self:
+        """Reads the problem of each sample."""
+        marks = specialization.published_marks(_texts(problems))
+        return cls(marks, property_matrix(problems)[0])
 
 
 def feature_summary(
@@ -37,9 +54,13 @@ def feature_summary(
     Raises:
       ValueError: if there are not as many problems as samples.
     """
-    firing = _firing(z, problems)
-    marks, properties = _contents(tuple(problems))
+    return summary_of(z, Contents.of(problems))
 
+
+def summary_of(z: np.ndarray | sparse.sparray, contents: Contents) -> dict[str, float]:
+    """`feature_summary` from what is in the problems, which all members of a slice share."""
+    firing = _firing(z, len(contents.marks))
+    marks, properties = contents
     top = firing.top_sample_matrix
     counts = specialization.count_hits(top, marks)
     published = specialization.published_specialized(counts, np.asarray(top.sum(axis=0)))
@@ -94,7 +115,7 @@ def feature_records(
     Raises:
       ValueError: if there are not as many problems as samples, or no such ranks.
     """
-    firing, texts = _firing(z, problems), _texts(problems)
+    firing, texts = _firing(z, len(problems)), _texts(problems)
     d_sae = z.shape[1]
     end_rank = d_sae if end_rank is None else end_rank
     if not 1 <= start_rank <= end_rank <= d_sae:
@@ -155,21 +176,15 @@ def _calibrated_record(
     }
 
 
-def _firing(z: np.ndarray | sparse.sparray, problems: Sequence[Problem]) -> Firing:
-    if z.shape[0] != len(problems):
-        raise ValueError(f"latents of {z.shape[0]} samples do not fit {len(problems)} problems")
+def _firing(z: np.ndarray | sparse.sparray, num_problems: int) -> Firing:
+    if z.shape[0] != num_problems:
+        raise ValueError(f"latents of {z.shape[0]} samples do not fit {num_problems} problems")
     return Firing(z)
 
 
 def _texts(problems: Sequence[Problem]) -> list[str]:
     """Of each problem what the published rule reads."""
     return [" | ".join(problem.steps) for problem in problems]
-
-
-@lru_cache(maxsize=1)
-def _contents(problems: tuple[Problem, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The published marks and the properties of problems, which all members of a slice share."""
-    return specialization.published_marks(_texts(problems)), property_matrix(problems)[0]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from sae_jax.activations.selection import Selection
 from sae_jax.activations.slices import DataSlice
 from sae_jax.configs import SAEConfig
 from sae_jax.features.encoding import latents_of
-from sae_jax.features.records import feature_summary
+from sae_jax.features.records import Contents, summary_of
 from sae_jax.features.stability import stability_by_chance, stability_over_seeds
 from sae_jax.ops.tuning import CORE_SCORING_FLOPS, CPU_SECONDS_PER_ENCODER
 from sae_jax.sweep.result import SweepResult
@@ -49,21 +49,26 @@ def score_features(
             )
     trained = [i for i, member in enumerate(result.members) if member.diverged_at is None]
     num_samples, d_in = max(len(part) for part in selections), selections[0].store.d_in
-    widths = cheapest_widths(
-        [configs[i].d_sae for i in trained],
-        2 * num_samples * d_in / CORE_SCORING_FLOPS,
-        CPU_SECONDS_PER_ENCODER,
-    )
+    sizes: dict[str, list[int]] = {}
+    for i in trained:
+        sizes.setdefault(configs[i].architecture, []).append(configs[i].d_sae)
+    widths = {
+        architecture: cheapest_widths(
+            of_architecture, 2 * num_samples * d_in / CORE_SCORING_FLOPS, CPU_SECONDS_PER_ENCODER
+        )
+        for architecture, of_architecture in sizes.items()
+    }
     scores: dict[int, dict[str, Any]] = {}
     with tqdm(total=len(trained), desc="features", disable=not progress) as bar:
         for data_slice, samples in by_slice.items():
             members = [i for i in trained if configs[i].data_slice == data_slice]
             if not members:
                 continue
-            x = jnp.asarray(samples.read())
+            x, contents = jnp.asarray(samples.read()), Contents.of(samples.problems)
             for i in members:
-                z = latents_of(result.sae(i), x, widths[configs[i].d_sae])
-                scores[i] = feature_summary(z, samples.problems)
+                config = configs[i]
+                z = latents_of(result.sae(i), x, widths[config.architecture][config.d_sae])
+                scores[i] = summary_of(z, contents)
                 bar.update()
     settings: dict[SAEConfig, list[int]] = {}
     for i in trained:

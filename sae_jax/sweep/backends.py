@@ -23,9 +23,11 @@ def prepare_backends() -> None:
 def leave_products_to_cublas() -> None:
     """Keeps XLA from compiling kernels of its own for each product, to see which is fastest.
 
-    On an H100 a group's program then compiles in 2.4 s instead of 21, and its steps take as long
-    (`gpu_products` in experiments/results/speed.md).
+    On an H100 a group's program in float32 then compiles in 2.4 s instead of 21, and its steps take
+    as long (`gpu_products` in experiments/results/speed.md).
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if _OWN_PRODUCTS not in flags:
+    # It may also be the name of a file with flags, which nothing can be appended to.
+    are_flags = not flags.strip() or flags.lstrip().startswith("-")
+    if are_flags and _OWN_PRODUCTS not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --{_OWN_PRODUCTS}=false".strip()

@@ -259,7 +259,7 @@ def _train_epoch(
         if num_full:
             state, losses = lax.scan(step, state, (batches.full, steps[:-1]))
         else:  # XLA crashes on arrays without entries here, as `Placement._none_of` says.
-            losses = jnp.zeros((0,))
+            losses = jnp.zeros(0, jnp.float32)
         if len(batches.rest.x):
             state, loss = step(state, (batches.rest, steps[-1]), program.for_rest(num_full))
             losses = jnp.append(losses, loss)

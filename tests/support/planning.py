@@ -123,7 +123,8 @@ def step_seconds(chip, dtype, num_members, width, d_in, batch_size, mesh=(1, 1, 
 
 def balanced_batch_size(chip, dtype):
     """Samples a batch from which on products take longer than reading and writing the weights."""
-    return 4 * WEIGHT_PASSES * 2 / 10 * chip.flops[dtype] / chip.memory_speed
+    reached = SHARE_OF_ARITHMETIC[dtype] * chip.flops[dtype]
+    return 4 * WEIGHT_PASSES * 2 / 10 * reached / (SHARE_OF_MEMORY * chip.memory_speed)
 
 
 def num_steps(num_samples, batch_size, epochs=1):
