@@ -31,6 +31,7 @@ def test_products_on_gpus_are_left_to_cublas_unless_somebody_chose(monkeypatch, 
 def test_xla_is_told_only_where_jax_has_a_cuda_plugin(monkeypatch, plugins):
     environment = {}
     monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(backends, "make_cores_devices", lambda: None)  # It lasts.
     monkeypatch.setattr(backends, "find_spec", lambda name: name if name in plugins else None)
     backends.prepare_backends()
     assert environment == ({"XLA_FLAGS": OFF} if plugins else {})
