@@ -58,13 +58,7 @@ def test_scores_in_torch_are_those_of_the_metrics():
         sae.encoder.bias[:3] = 0.0
         z = sae.encode(torch.tensor(x))
         x_hat = sae.decode(z)
-    sums = quality.update(
-        quality.zeros(D_IN, D_SAE),
-        *(jnp.asarray(part.numpy()) for part in (torch.tensor(x), z, x_hat)),
-        jnp.ones(N, bool),
-        jnp.zeros(N, bool),
-    )
-    want = quality.finalize(sums, jnp.ones(D_SAE, bool))
+    want = quality.score(*(jnp.asarray(part.numpy()) for part in (torch.tensor(x), z, x_hat)))
     got = torch_reference.scores(sae.encode, sae.decode, torch.tensor(x))
     assert got["dead_fraction"] >= 3 / D_SAE
     for name, value in got.items():

@@ -11,7 +11,7 @@ from hyperparameters import TEMPLATE, hyperparameters
 
 from sae_jax.architectures.initialization import init_params
 from sae_jax.architectures.topk import TopKSAE
-from sae_jax.metrics.evaluate import group_metrics, group_sums
+from sae_jax.metrics.evaluate import group_coherence, group_sums
 from sae_jax.sweep.batches import Batches, Samples
 from sae_jax.sweep.step import Program, init_group, train_epoch
 
@@ -104,15 +104,15 @@ def test_initialization_and_evaluation_lower(platform, default_precision):
         abstract_state(program).params,
         {},
         HYPER,
-        jax.ShapeDtypeStruct((2, 40, D_IN), jnp.float32),
-        jax.ShapeDtypeStruct((2, 40), np.bool_),
-        jax.ShapeDtypeStruct((2, 40), np.bool_),
+        jax.ShapeDtypeStruct((40, D_IN), jnp.float32),
+        jax.ShapeDtypeStruct((40,), np.bool_),
+        jax.ShapeDtypeStruct((40,), np.bool_),
     )
-    of_parts = partial(group_sums, template=TEMPLATE)
-    sums = jax.eval_shape(of_parts, *arguments)
-    exported_sums = lowered(of_parts, (*arguments, None, sums), platform)
-    exported = lowered(group_metrics, (arguments[0], HYPER, sums), platform)
-    assert (NUM_MEMBERS, WIDTH) in [leaf.shape for leaf in exported.out_avals]
+    exported_sums = lowered(partial(group_sums, template=TEMPLATE), arguments, platform)
+    assert (NUM_MEMBERS, WIDTH) in [leaf.shape for leaf in exported_sums.out_avals]
+    w_dec = arguments[0]["w_dec"]
+    alive = jax.ShapeDtypeStruct((NUM_MEMBERS, WIDTH), np.bool_)
+    exported = lowered(group_coherence, (w_dec, alive), platform)
     for types, precision in (*products(exported_sums), *products(exported)):
         assert types == ["f32", "f32", "f32"]
         assert precision == ("HIGHEST", "HIGHEST")

@@ -61,6 +61,7 @@ class VariantsTest(chex.TestCase, parameterized.TestCase):
     def test_metrics(self):
         x, z, x_hat = samples(n=60)
         outliers = quality.outlier_rows(x)
-        found = self.variant(lambda *a: quality.score(*a[:3], outliers=a[3]))(x, z, x_hat, outliers)
+        batch_sums = self.variant(lambda *a: quality.batch_sums(*a[:3], outliers=a[3]))
+        found = quality.finalize(batch_sums(x, z, x_hat, outliers))
         for name, value in oracle(x, z, x_hat, outliers).items():
             np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)

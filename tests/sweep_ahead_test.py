@@ -12,7 +12,7 @@ from virtual_devices import on_eight_devices
 from sae_jax import SAEConfig, TrainConfig, grid, train_sweep
 from sae_jax.sweep.compilations import counted_compilations
 
-PROGRAMS = {"init_group": 2, "train_epoch": 2, "group_sums": 1, "group_metrics": 1}
+PROGRAMS = {"init_group": 2, "train_epoch": 2, "group_sums": 1, "group_coherence": 1}
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def test_targets_have_programs_of_their_own_shapes():
 def test_on_several_devices_nothing_is_compiled_twice():
     counts = on_eight_devices("compilations")
     # Scores of both have the same shapes.
-    assert counts == dict.fromkeys(PROGRAMS, 2) | {"group_metrics": 1}, counts
+    assert counts == dict.fromkeys(PROGRAMS, 2) | {"group_coherence": 1}, counts
 
 
 def test_compilations_are_counted():

@@ -1,13 +1,11 @@
 """From trained arrays to metrics: members side by side."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from sae_jax.activations.batches import padded_batches
 from sae_jax.activations.matrix import Matrix
@@ -50,27 +48,23 @@ def evaluate_group(
     """
     num_samples, _ = x.shape
     batch_size = min(batch_size, num_samples)
-    outliers = quality.outlier_rows(x if target is None else target)[:, None]
-    batches_per_part = max(1, (part_size or num_samples + batch_size) // batch_size)
-    part_size = batches_per_part * batch_size
-    sums = None
-    for start in range(0, num_samples, part_size):
-        part = slice(start, min(start + part_size, num_samples))
-        batches, mask = padded_batches(x[part], batch_size)
-        targets = None if target is None else padded_batches(target[part], batch_size)[0]
-        marks = padded_batches(outliers[part], batch_size)[0][..., 0]
-        sums = group_sums(
-            params, kept, hyper, batches, mask, marks, targets, sums, template=template
-        )
-        # Or parts would be read faster than they are scored.
-        jax.block_until_ready(sums)
-    stacked, sizes = fetch((group_metrics(params, hyper, sums), hyper.d_sae))
+    part_size = max(1, (part_size or num_samples + batch_size) // batch_size) * batch_size
+    sums = last = None
+    for batch in _batches(x, target, batch_size, part_size):
+        following = group_sums(params, kept, hyper, *batch, template=template)
+        # One batch behind, so that the device computes the next while the host adds up.
+        sums, last = _merged(sums, last, fetch), following
+    sums, sizes = _merged(sums, last, fetch), fetch(hyper.d_sae)
+    latents = np.arange(params["w_dec"].shape[1]) < sizes[:, None]
+    scores = [
+        quality.finalize(jax.tree.map(lambda leaf, i=i: leaf[i], sums), mask)
+        for i, mask in enumerate(latents)
+    ]
+    alive = np.stack([score["firing_rate"] > 0 for score in scores])
+    coherence = fetch(group_coherence(params["w_dec"], alive))
     return [
-        {
-            name: values[i].item() if values[i].ndim == 0 else values[i][: int(size)]
-            for name, values in stacked.items()
-        }
-        for i, size in enumerate(sizes)
+        _of_true_size(score | {name: values[i] for name, values in coherence.items()}, size)
+        for i, (score, size) in enumerate(zip(scores, sizes, strict=True))
     ]
 
 
@@ -79,61 +73,72 @@ def group_sums(
     params: Arrays,
     kept: Arrays,
     hyper: Hyperparameters,
-    batches: jax.Array,
+    x: jax.Array,
     mask: jax.Array,
     outliers: jax.Array,
-    targets: jax.Array | None = None,
-    sums: quality.Sums | None = None,
+    target: jax.Array | None = None,
     *,
     template: SAEConfig,
 ) -> quality.Sums:
-    """What the metrics of every member remember of samples, as one device program.
+    """What the metrics of every member remember of one batch, as one device program.
 
     Args:
       params, kept, hyper, template: as in `evaluate_group`.
-      batches: `[num_batches, b, D]`.
-      mask: which rows are samples, bool `[num_batches, b]`.
-      outliers: which samples are outliers, bool `[num_batches, b]`.
-      targets: what is to be reconstructed, `[num_batches, b, D_out]`, if not the samples.
-      sums: sums over the samples before, if there were any.
+      x: `[b, D]`.
+      mask: which rows are samples, bool `[b]`.
+      outliers: which samples are outliers, bool `[b]`.
+      target: what is to be reconstructed, `[b, D_out]`, if not the samples.
 
     Returns:
-      The sums with these samples added, leading axis M.
+      The sums, leading axis M.
     """
-    _, width, d_out = params["w_dec"].shape
 
-    def one(
-        params: Arrays,
-        kept: Arrays,
-        hyper: Hyperparameters,
-        sums: quality.Sums,
-        x: jax.Array,
-        mask: jax.Array,
-        outliers: jax.Array,
-        target: jax.Array | None,
-    ) -> quality.Sums:
+    def one(params: Arrays, kept: Arrays, hyper: Hyperparameters) -> quality.Sums:
         sae = merge(template, params, kept, hyper)
         z = sae.encode(x)
-        x_hat = sae.decode(z, x)
-        return quality.update(sums, x if target is None else target, z, x_hat, mask, outliers)
+        return quality.batch_sums(
+            x if target is None else target, z, sae.decode(z, x), mask, outliers
+        )
 
-    def step(sums: quality.Sums, batch: tuple[Any, ...]) -> tuple[quality.Sums, None]:
-        lifted = jax.vmap(one, in_axes=(0, 0, 0, 0, None, None, None, None))
-        return lifted(params, kept, hyper, sums, *batch), None
-
-    before = jax.vmap(lambda _: quality.zeros(d_out, width))(hyper.d_sae) if sums is None else sums
-    return lax.scan(step, before, (batches, mask, outliers, targets))[0]
+    return jax.vmap(one)(params, kept, hyper)
 
 
 @jax.jit
-def group_metrics(
-    params: Arrays, hyper: Hyperparameters, sums: quality.Sums
-) -> dict[str, jax.Array]:
-    """Every metric of every member, of sums over a whole split: scalars `[M]`, and arrays
-    `[M, F]`, by name."""
+def group_coherence(w_dec: jax.Array, alive: jax.Array) -> dict[str, jax.Array]:
+    """How much decoder directions overlap, `[M]` by name, of decoders `[M, F, D]`; `alive` is
+    `[M, F]`."""
+    return jax.vmap(quality.decoder_coherence)(w_dec, alive)
 
-    def one(d_sae: jax.Array, w_dec: jax.Array, sums: quality.Sums) -> dict[str, jax.Array]:
-        scores = quality.finalize(sums, jnp.arange(len(w_dec), dtype=jnp.int32) < d_sae)
-        return scores | quality.decoder_coherence(w_dec, scores["firing_rate"] > 0)
 
-    return jax.vmap(one)(hyper.d_sae, params["w_dec"], sums)
+def _batches(
+    x: Matrix, target: Matrix | None, batch_size: int, part_size: int
+) -> Iterator[tuple[np.ndarray | None, ...]]:
+    """Samples `[b, D]`, which of them count, which are outliers, and targets, batch by batch."""
+    outliers = quality.outlier_rows(x if target is None else target)[:, None]
+    for start in range(0, len(outliers), part_size):
+        part = slice(start, min(start + part_size, len(outliers)))
+        batches, mask = padded_batches(x[part], batch_size)
+        marks = padded_batches(outliers[part], batch_size)[0][..., 0]
+        targets = None if target is None else padded_batches(target[part], batch_size)[0]
+        for i, batch in enumerate(batches):
+            yield batch, mask[i], marks[i], None if targets is None else targets[i]
+
+
+def _merged(
+    sums: quality.Sums | None, more: quality.Sums | None, fetch: Callable[[Any], Any]
+) -> quality.Sums | None:
+    """The sums of both, if there are."""
+    if more is None:
+        return sums
+    fetched = fetch(more)
+    return fetched if sums is None else quality.merge(sums, fetched)
+
+
+def _of_true_size(
+    score: dict[str, np.ndarray], size: np.ndarray
+) -> dict[str, float | int | np.ndarray]:
+    """Scores without the latents that only pad an SAE."""
+    return {
+        name: value.item() if value.ndim == 0 else value[: int(size)].astype(np.float32)
+        for name, value in score.items()
+    }

@@ -1,16 +1,16 @@
 """Quality metrics of one SAE, streamed over evaluation batches.
 
-Written for one SAE; `jax.vmap` lifts them over the members of a sweep. A metric is one object in
-`METRICS`. Sums, counts among them, are float32 and compensated, and variances are merged from
+A metric is one object in `METRICS`. A device sums up a batch in float32; `jax.vmap` lifts that over
+the members of a sweep. The host adds batches up in float64, and merges variances from
 per-dimension means, so that neither the number of samples, the evaluation batch size nor a
 large offset of the activations (which makes a sum of squares cancel) moves a value beyond
 rounding.
 
-    sums = zeros(d_in, d_sae)
+    sums = []
     for x, mask, outliers in batches:
         z = sae.encode(x)
-        sums = update(sums, x, z, sae.decode(z), mask, outliers)
-    scores = finalize(sums)
+        sums.append(batch_sums(x, z, sae.decode(z), mask, outliers))
+    scores = finalize(functools.reduce(merge, sums))
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_jax.activations.matrix import Matrix, blocks
-from sae_jax.metrics.moments import CompensatedSum, Moments, count_true
+from sae_jax.metrics.moments import Array, Moments, count_true
 from sae_jax.ops.matmul import matmul
 
 ALMOST_DEAD_RATE = 0.005
@@ -30,8 +30,11 @@ ALMOST_DEAD_RATE = 0.005
 # One row in so many is left out of `fvu_without_outliers`: the 1 % of largest norm.
 _ROWS_PER_OUTLIER = 100
 
+# Rows of a decoder whose cosines with all others are held at a time.
+_ROWS_AT_ONCE = 512
+
 Sums = tuple[Any, ...]
-"""What each of `METRICS` remembers of the samples seen."""
+"""What each of `METRICS` remembers of samples: float32 of one batch, float64 of several."""
 
 
 class Batch(NamedTuple):
@@ -56,17 +59,15 @@ class Metric(NamedTuple):
     """One metric, or several that come from the same sums.
 
     Attributes:
-      init: the sums over no samples, of d_in and d_sae.
-      update: the sums with a batch added.
-      merge: the sums over the samples of both.
+      sums: the sums over a batch, on a device.
+      merge: the sums over the samples of both, of arrays of NumPy.
       value: scalars, or arrays `[F]`, by name, of sums over a whole split and of a mask `[F]`
-        that is false for latents which only pad the SAE.
+        that is false for latents which only pad the SAE; of arrays of NumPy.
     """
 
-    init: Callable[[int, int], Any]
-    update: Callable[[Any, Batch], Any]
+    sums: Callable[[Batch], Any]
     merge: Callable[[Any, Any], Any]
-    value: Callable[[Any, jax.Array], dict[str, jax.Array]]
+    value: Callable[[Any, np.ndarray], dict[str, np.ndarray]]
 
 
 class ReconstructionSums(NamedTuple):
@@ -83,33 +84,34 @@ class ReconstructionSums(NamedTuple):
     x_inliers: Moments
     x_outliers: Moments
     residual: Moments
-    error_of_inliers: CompensatedSum
-    error_of_outliers: CompensatedSum
+    error_of_inliers: Array
+    error_of_outliers: Array
 
 
-def _reconstruction_init(d_in: int, d_sae: int) -> ReconstructionSums:
-    moments, total = Moments.zeros(d_in), CompensatedSum.zeros()
-    return ReconstructionSums(moments, moments, moments, total, total)
-
-
-def _reconstruction_update(sums: ReconstructionSums, batch: Batch) -> ReconstructionSums:
+def _reconstruction_sums(batch: Batch) -> ReconstructionSums:
     residual = batch.x - batch.x_hat
     error = jnp.sum(residual**2, axis=1)
     inliers, outliers = batch.mask & ~batch.outliers, batch.mask & batch.outliers
     return ReconstructionSums(
-        x_inliers=sums.x_inliers.merge(Moments.of(batch.x, inliers)),
-        x_outliers=sums.x_outliers.merge(Moments.of(batch.x, outliers)),
-        residual=sums.residual.merge(Moments.of(residual, batch.mask)),
-        error_of_inliers=sums.error_of_inliers.add(_total(inliers, error)),
-        error_of_outliers=sums.error_of_outliers.add(_total(outliers, error)),
+        x_inliers=Moments.of(batch.x, inliers),
+        x_outliers=Moments.of(batch.x, outliers),
+        residual=Moments.of(residual, batch.mask),
+        error_of_inliers=_total(inliers, error),
+        error_of_outliers=_total(outliers, error),
     )
 
 
-def _merge_each(a: Any, b: Any) -> Any:
-    return type(a)(*(part.merge(other) for part, other in zip(a, b, strict=True)))
+def _reconstruction_merge(a: ReconstructionSums, b: ReconstructionSums) -> ReconstructionSums:
+    return ReconstructionSums(
+        a.x_inliers.merge(b.x_inliers),
+        a.x_outliers.merge(b.x_outliers),
+        a.residual.merge(b.residual),
+        a.error_of_inliers + b.error_of_inliers,
+        a.error_of_outliers + b.error_of_outliers,
+    )
 
 
-def _reconstruction_value(sums: ReconstructionSums, latents: jax.Array) -> dict[str, jax.Array]:
+def _reconstruction_value(sums: ReconstructionSums, latents: np.ndarray) -> dict[str, np.ndarray]:
     """How much of the samples the reconstructions miss.
 
     Returns:
@@ -148,24 +150,23 @@ def _reconstruction_value(sums: ReconstructionSums, latents: jax.Array) -> dict[
       https://github.com/saprmarks/dictionary_learning
     """
     x, residual = sums.x_inliers.merge(sums.x_outliers), sums.residual
-    error = sums.error_of_inliers.value + sums.error_of_outliers.value
-    variance = jnp.sum(x.squared_deviation.value)
+    error_of_inliers = np.asarray(sums.error_of_inliers)
+    error = error_of_inliers + np.asarray(sums.error_of_outliers)
+    variance = np.sum(x.squared_deviation)
     fvu = _relative(error, variance)
-    inlier_variance = jnp.sum(sums.x_inliers.squared_deviation.value)
+    inlier_variance = np.sum(sums.x_inliers.squared_deviation)
+    unexplained = _relative(
+        residual.squared_deviation_of_all_elements(), x.squared_deviation_of_all_elements()
+    )
+    unexplained_but_for_offset = _relative(np.sum(residual.squared_deviation), variance)
     return {
-        "mse": error / residual.count.value / len(residual.mean.total),
-        "explained_variance": 1.0
-        - _relative(
-            residual.squared_deviation_of_all_elements(), x.squared_deviation_of_all_elements()
-        ),
+        "mse": error / np.asarray(residual.count[0]) / len(residual.mean),
+        "explained_variance": 1.0 - unexplained,
         "fvu": fvu,
         "r2": 1.0 - fvu,
-        "fvu_without_outliers": _relative(sums.error_of_inliers.value, inlier_variance),
-        "outlier_variance_share": _relative(
-            sums.x_outliers.squared_deviation_from(x.mean), variance
-        ),
-        "explained_variance_dictionary_learning": 1.0
-        - _relative(jnp.sum(residual.squared_deviation.value), variance),
+        "fvu_without_outliers": _relative(error_of_inliers, inlier_variance),
+        "outlier_variance_share": _relative(sums.x_outliers.squared_deviation_from(x), variance),
+        "explained_variance_dictionary_learning": 1.0 - unexplained_but_for_offset,
     }
 
 
@@ -177,22 +178,22 @@ class CosineSums(NamedTuple):
       num_samples: number of samples, `[]`.
     """
 
-    cosine: CompensatedSum
-    num_samples: CompensatedSum
+    cosine: Array
+    num_samples: Array
 
 
-def _cosine_init(d_in: int, d_sae: int) -> CosineSums:
-    return CosineSums(CompensatedSum.zeros(), CompensatedSum.zeros())
-
-
-def _cosine_update(sums: CosineSums, batch: Batch) -> CosineSums:
+def _cosine_sums(batch: Batch) -> CosineSums:
     cosine = _total(batch.mask, _cosine(batch.x, batch.x_hat))
-    return CosineSums(sums.cosine.add(cosine), sums.num_samples.add(count_true(batch.mask)))
+    return CosineSums(cosine, count_true(batch.mask))
 
 
-def _cosine_value(sums: CosineSums, latents: jax.Array) -> dict[str, jax.Array]:
+def _cosine_merge(a: CosineSums, b: CosineSums) -> CosineSums:
+    return CosineSums(a.cosine + b.cosine, a.num_samples + b.num_samples)
+
+
+def _cosine_value(sums: CosineSums, latents: np.ndarray) -> dict[str, np.ndarray]:
     """`cosine_similarity`, the mean over samples."""
-    return {"cosine_similarity": sums.cosine.value / sums.num_samples.value}
+    return {"cosine_similarity": np.asarray(sums.cosine) / np.asarray(sums.num_samples)}
 
 
 class FiringSums(NamedTuple):
@@ -205,43 +206,33 @@ class FiringSums(NamedTuple):
       max_activation: largest |z| of each latent, `[F]`.
     """
 
-    num_fired: CompensatedSum
-    magnitude: CompensatedSum
-    num_samples: CompensatedSum
-    max_activation: jax.Array
+    num_fired: Array
+    magnitude: Array
+    num_samples: Array
+    max_activation: Array
 
 
-def _firing_init(d_in: int, d_sae: int) -> FiringSums:
-    shape = (d_sae,)
-    return FiringSums(
-        CompensatedSum.zeros(shape),
-        CompensatedSum.zeros(shape),
-        CompensatedSum.zeros(),
-        jnp.zeros(shape, jnp.float32),
-    )
-
-
-def _firing_update(sums: FiringSums, batch: Batch) -> FiringSums:
+def _firing_sums(batch: Batch) -> FiringSums:
     magnitude = jnp.where(batch.mask[:, None], jnp.abs(batch.z), 0.0)
     return FiringSums(
         # Not `magnitude > 0`: a latent that is NaN has not stayed silent.
-        num_fired=sums.num_fired.add(count_true(magnitude != 0)),
-        magnitude=sums.magnitude.add(jnp.sum(magnitude, axis=0)),
-        num_samples=sums.num_samples.add(count_true(batch.mask)),
-        max_activation=jnp.maximum(sums.max_activation, jnp.max(magnitude, axis=0)),
+        num_fired=count_true(magnitude != 0),
+        magnitude=jnp.sum(magnitude, axis=0),
+        num_samples=count_true(batch.mask),
+        max_activation=jnp.max(magnitude, axis=0),
     )
 
 
 def _firing_merge(a: FiringSums, b: FiringSums) -> FiringSums:
     return FiringSums(
-        a.num_fired.merge(b.num_fired),
-        a.magnitude.merge(b.magnitude),
-        a.num_samples.merge(b.num_samples),
-        jnp.maximum(a.max_activation, b.max_activation),
+        a.num_fired + b.num_fired,
+        a.magnitude + b.magnitude,
+        a.num_samples + b.num_samples,
+        np.maximum(a.max_activation, b.max_activation),
     )
 
 
-def _firing_value(sums: FiringSums, latents: jax.Array) -> dict[str, jax.Array]:
+def _firing_value(sums: FiringSums, latents: np.ndarray) -> dict[str, np.ndarray]:
     """What the latents do.
 
     Returns:
@@ -251,29 +242,29 @@ def _firing_value(sums: FiringSums, latents: jax.Array) -> dict[str, jax.Array]:
       `max_activation`: the largest. `firing_rate` `[F]`: share of the samples on which a latent
       is not zero; `mean_magnitude` `[F]`: mean of |z| over all samples.
     """
-    num_latents = count_true(latents)
-    num_fired = jnp.where(latents, sums.num_fired.value, 0.0)
-    magnitude = jnp.where(latents, sums.magnitude.value, 0.0) / sums.num_samples.value
-    firing_rate = num_fired / sums.num_samples.value
+    num_latents = np.sum(latents)
+    num_fired = np.where(latents, sums.num_fired, 0.0)
+    magnitude = np.where(latents, sums.magnitude, 0.0) / sums.num_samples
+    firing_rate = num_fired / sums.num_samples
     alive = num_fired > 0
-    almost_dead = (num_fired > 0) & (firing_rate < ALMOST_DEAD_RATE)
-    l0 = jnp.sum(firing_rate)
+    almost_dead = alive & (firing_rate < ALMOST_DEAD_RATE)
+    l0 = np.sum(firing_rate)
     return {
         "l0": l0,
-        "dead_fraction": (num_latents - count_true(alive)) / num_latents,
-        "num_alive": jnp.sum(alive, dtype=jnp.int32),
-        "almost_dead_fraction": count_true(almost_dead) / num_latents,
-        "mean_activation": jnp.sum(magnitude) / l0,
-        "max_activation": jnp.max(jnp.where(latents, sums.max_activation, 0.0)),
+        "dead_fraction": (num_latents - np.sum(alive)) / num_latents,
+        "num_alive": np.sum(alive),
+        "almost_dead_fraction": np.sum(almost_dead) / num_latents,
+        "mean_activation": np.sum(magnitude) / l0,
+        "max_activation": np.max(np.where(latents, sums.max_activation, 0.0)),
         "firing_rate": firing_rate,
         "mean_magnitude": magnitude,
     }
 
 
 METRICS = (
-    Metric(_reconstruction_init, _reconstruction_update, _merge_each, _reconstruction_value),
-    Metric(_cosine_init, _cosine_update, _merge_each, _cosine_value),
-    Metric(_firing_init, _firing_update, _firing_merge, _firing_value),
+    Metric(_reconstruction_sums, _reconstruction_merge, _reconstruction_value),
+    Metric(_cosine_sums, _cosine_merge, _cosine_value),
+    Metric(_firing_sums, _firing_merge, _firing_value),
 )
 """All metrics of a streamed split; a new one is one more object here."""
 
@@ -292,23 +283,16 @@ def outlier_rows(x: Matrix) -> np.ndarray:
     return marks
 
 
-def zeros(d_in: int, d_sae: int) -> Sums:
-    """The sums over no samples."""
-    return tuple(metric.init(d_in, d_sae) for metric in METRICS)
-
-
-def update(
-    sums: Sums,
+def batch_sums(
     x: jax.Array,
     z: jax.Array,
     x_hat: jax.Array,
     mask: jax.Array | None = None,
     outliers: jax.Array | None = None,
 ) -> Sums:
-    """Adds one evaluation batch.
+    """The sums over one evaluation batch, float32.
 
     Args:
-      sums: sums so far.
       x: activations `[b, D]`.
       z: latents `[b, F]`.
       x_hat: reconstructions `[b, D]`.
@@ -316,9 +300,6 @@ def update(
         false and may hold anything. All rows count without it.
       outliers: bool `[b]`, true for the samples that `fvu_without_outliers` leaves out:
         those of `outlier_rows` of the whole split. No sample is left out without it.
-
-    Returns:
-      The sums with the batch's real samples added.
     """
     chex.assert_rank([x, z, x_hat], 2)
     chex.assert_equal_shape([x, x_hat])
@@ -326,50 +307,57 @@ def update(
     mask = jnp.ones(x.shape[0], bool) if mask is None else mask
     outliers = jnp.zeros(x.shape[0], bool) if outliers is None else outliers
     chex.assert_shape([mask, outliers], (x.shape[0],))
-    expected = jax.eval_shape(lambda: zeros(x.shape[1], z.shape[1]))
-    chex.assert_trees_all_equal_shapes(sums, expected)
     x, z, x_hat = (array.astype(jnp.float32) for array in (x, z, x_hat))
     batch = Batch(x, z, x_hat, mask, outliers)
-    return tuple(metric.update(part, batch) for metric, part in zip(METRICS, sums, strict=True))
+    return tuple(metric.sums(batch) for metric in METRICS)
 
 
 def merge(a: Sums, b: Sums) -> Sums:
-    """Sums over the samples of both, as when several hosts evaluate shares of a split."""
-    return tuple(metric.merge(*parts) for metric, *parts in zip(METRICS, a, b, strict=True))
+    """Sums over the samples of both, float64, on the host.
+
+    All arrays may have the same leading axes.
+    """
+    a, b = _in_float64(a), _in_float64(b)
+    chex.assert_trees_all_equal_shapes(a, b)
+    with np.errstate(all="ignore"):  # A diverged SAE has sums that are no numbers.
+        return tuple(metric.merge(*parts) for metric, *parts in zip(METRICS, a, b, strict=True))
 
 
-def finalize(sums: Sums, latent_mask: jax.Array | None = None) -> dict[str, jax.Array]:
-    """Turns sums into metrics.
+def finalize(
+    sums: Sums, latent_mask: np.ndarray | jax.Array | None = None
+) -> dict[str, np.ndarray]:
+    """Turns sums into metrics, on the host.
 
     Args:
       sums: sums over a whole split.
       latent_mask: bool `[F]`, true for the latents that the SAE has; false for those
-        that only pad it to the width of its group. May be traced.
+        that only pad it to the width of its group.
 
     Returns:
-      Scalars, and arrays `[F]`, of every metric by name. What a variance of 0 divides is NaN, as
-      where all samples are equal.
+      Scalars, and arrays `[F]`, of every metric by name, float64. What a variance of 0 divides is
+      NaN, as where all samples are equal.
     """
+    sums = _in_float64(sums)
     (width,) = {part.max_activation.shape for part in sums if isinstance(part, FiringSums)}
-    latents = jnp.ones(width, bool) if latent_mask is None else latent_mask
+    latents = np.ones(width, bool) if latent_mask is None else np.asarray(latent_mask)
     chex.assert_shape(latents, width)
-    return {
-        name: value
-        for metric, part in zip(METRICS, sums, strict=True)
-        for name, value in metric.value(part, latents).items()
-    }
+    with np.errstate(all="ignore"):
+        return {
+            name: value
+            for metric, part in zip(METRICS, sums, strict=True)
+            for name, value in metric.value(part, latents).items()
+        }
 
 
 def score(
     x: jax.Array,
     z: jax.Array,
     x_hat: jax.Array,
-    latent_mask: jax.Array | None = None,
+    latent_mask: np.ndarray | jax.Array | None = None,
     outliers: jax.Array | None = None,
-) -> dict[str, jax.Array]:
+) -> dict[str, np.ndarray]:
     """The metrics of samples that fit one batch: `[n, D]`, `[n, F]`, `[n, D]`."""
-    sums = zeros(x.shape[-1], z.shape[-1])
-    return finalize(update(sums, x, z, x_hat, outliers=outliers), latent_mask)
+    return finalize(batch_sums(x, z, x_hat, outliers=outliers), latent_mask)
 
 
 def decoder_coherence(w_dec: jax.Array, alive: jax.Array) -> dict[str, jax.Array]:
@@ -387,23 +375,34 @@ def decoder_coherence(w_dec: jax.Array, alive: jax.Array) -> dict[str, jax.Array
     chex.assert_shape(alive, (w_dec.shape[0],))
     rows = w_dec.astype(jnp.float32)
     rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
-    index = jnp.arange(rows.shape[0], dtype=jnp.int32)
-
-    def overlap_of(row_and_index: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        row, i = row_and_index
-        cosine = jnp.where(alive & (index != i), jnp.abs(matmul(rows, row, "float32")), 0.0)
-        return jnp.max(cosine), jnp.sum(cosine)
-
     # By blocks of rows: all F x F cosines at once do not fit memory for large F.
-    largest, total = jax.lax.map(overlap_of, (rows, index), batch_size=512)
+    block_size = min(len(rows), _ROWS_AT_ONCE)
+    padding = -len(rows) % block_size
+    padded_rows, padded_alive = jnp.pad(rows, ((0, padding), (0, 0))), jnp.pad(alive, (0, padding))
+    index = jnp.arange(len(padded_rows), dtype=jnp.int32)
+
+    def overlaps_of(block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        some_rows, some_alive, some_index = block
+        cosines = jnp.abs(matmul(some_rows, padded_rows.T, "float32"))
+        distinct = some_index[:, None] != index[None, :]
+        pairs = some_alive[:, None] & padded_alive[None, :] & distinct
+        cosines = jnp.where(pairs, cosines, 0.0)
+        return jnp.max(cosines, axis=1), jnp.sum(cosines, axis=1)
+
+    blocks_of_rows = jax.tree.map(
+        lambda a: a.reshape(-1, block_size, *a.shape[1:]), (padded_rows, padded_alive, index)
+    )
+    largest, total = jax.lax.map(overlaps_of, blocks_of_rows)
     num_alive = count_true(alive)
     num_pairs = num_alive * (num_alive - 1.0)
     return {
-        "decoder_coherence_max": jnp.where(
-            num_pairs > 0, jnp.max(jnp.where(alive, largest, 0.0)), jnp.nan
-        ),
-        "decoder_coherence_mean": jnp.sum(jnp.where(alive, total, 0.0)) / num_pairs,
+        "decoder_coherence_max": jnp.where(num_pairs > 0, jnp.max(largest), jnp.nan),
+        "decoder_coherence_mean": jnp.sum(total) / num_pairs,
     }
+
+
+def _in_float64(sums: Sums) -> Sums:
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -416,6 +415,6 @@ def _total(rows: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(rows, values, 0.0))
 
 
-def _relative(deviation: jax.Array, variance: jax.Array) -> jax.Array:
+def _relative(deviation: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """`deviation / variance`; NaN, and not infinity, where there is no variance."""
-    return jnp.where(variance == 0, jnp.nan, deviation / variance)
+    return deviation / np.where(variance == 0, np.nan, variance)

@@ -210,6 +210,7 @@ def _by_digits(
     of them to hear whether it is the last.
     """
     num_rounds = -(-num_bits // TOP_K_DIGIT_BITS)
+    count = jax.jit(count)  # It is traced once and not for each candidate.
     # The first digit may reach where a signed integer has its sign.
     numbers = jnp.maximum(numbers, 0).astype(jnp.uint32)
 

@@ -55,8 +55,8 @@ TOP_K_BLOCK = 16
 # operations a second that a step reaches there with all else it does, and that one core reaches
 # while it scores. What padding costs is weighed against what it spares. Of two cores; constants,
 # since a plan by the clock would change results.
-CPU_SECONDS_PER_PROGRAM = 3.5
-CPU_SECONDS_PER_SCORING = 2.5
+CPU_SECONDS_PER_PROGRAM = 3.2
+CPU_SECONDS_PER_SCORING = 1.6
 CPU_SECONDS_PER_ENCODER = 0.6
 CPU_FLOPS = 1.6e11
 CORE_SCORING_FLOPS = 2.3e10
@@ -70,7 +70,7 @@ ACCELERATOR_MAX_PADDING = 0.5
 # what the others gave for it. The fit gave 4.9 seconds a group, when each compiled its own scoring;
 # it is divided here by the processor time that both kinds of programs take to compile. By that time
 # the first two are corrected since less is compiled, and the seventh since columns are counted.
-CPU_SECONDS_OF_WORK = (2.6, 1.3, 2.1, 6.3e-4, 7.6e-12, 3.7e-12, 1.5e-8, 2.0e-9, 4.3e-11)
+CPU_SECONDS_OF_WORK = (2.3, 1.3, 1.3, 6.3e-4, 7.6e-12, 3.7e-12, 1.5e-8, 2.0e-9, 4.3e-11)
 
 # How many times as fast products are by all cores as by one, and the share of latents that fire in
 # a batch of real activations; for estimates of time alone.

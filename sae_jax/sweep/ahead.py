@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sae_jax.configs import SAEConfig, TrainConfig
-from sae_jax.metrics.evaluate import EVAL_BATCH_SIZE, group_metrics, group_sums
+from sae_jax.metrics.evaluate import EVAL_BATCH_SIZE, group_coherence, group_sums
 from sae_jax.sweep.batches import Samples, gathered
 from sae_jax.sweep.compilations import Compilations
 from sae_jax.sweep.hyperparameters import hyperparameters
@@ -117,15 +117,13 @@ class Needs:
             more, template = self.group.scored_width - width, program.template
             params, kept = compiled(widened, (params, kept), template=template, num_latents=more)
         batch_size = min(EVAL_BATCH_SIZE, self.num_val)
-        batches = -(-self.num_val // batch_size), batch_size
-        mask = jax.ShapeDtypeStruct(batches, bool)
-        x, targets = self._samples(batches)
-        sums = compiled(
-            group_sums,
-            *(params, kept, hyper, x, mask, mask, targets, None),
-            template=program.template,
-        )
-        group_metrics.lower(params, hyper, sums).compile()
+        mask = jax.ShapeDtypeStruct((batch_size,), bool)
+        x, target = self._samples((batch_size,))
+        of_group = params, kept, hyper
+        compiled(group_sums, *of_group, x, mask, mask, target, template=program.template)
+        w_dec = params["w_dec"]
+        alive = jax.ShapeDtypeStruct(w_dec.shape[:2], bool)
+        compiled(group_coherence, w_dec, alive)
 
     def _samples(self, rows: tuple[int, ...]) -> Samples:
         _, d_in, d_out = self.sizes

@@ -172,6 +172,7 @@ def lift(
     says whether the members of a device go side by side or in turns."""
     if not sequential:
         return placement.on_each(jax.vmap(member))
+    member = jax.jit(member)  # Its shapes are asked for below, and it is not traced again for them.
 
     def in_turns(states: MemberState, hypers: Hyperparameters) -> tuple[MemberState, jax.Array]:
         def turn(

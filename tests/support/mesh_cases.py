@@ -229,7 +229,7 @@ def each_device():
 
 def compilations():
     """How often each program of two groups is compiled, on any thread."""
-    names = ("init_group", "train_epoch", "group_sums", "group_metrics")
+    names = ("init_group", "train_epoch", "group_sums", "group_coherence")
     found = dict.fromkeys(names, 0)
 
     def listen(event, _, fun_name="", **__):
