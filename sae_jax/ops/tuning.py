@@ -55,7 +55,7 @@ TOP_K_BLOCK = 16
 # operations a second that a step reaches there with all else it does, and that one core reaches
 # while it scores. What padding costs is weighed against what it spares. Of two cores; constants,
 # since a plan by the clock would change results.
-CPU_SECONDS_PER_PROGRAM = 3.2
+CPU_SECONDS_PER_PROGRAM = 3.5
 CPU_SECONDS_PER_SCORING = 1.6
 CPU_SECONDS_PER_ENCODER = 0.6
 CPU_FLOPS = 1.6e11
