@@ -44,7 +44,7 @@ def evaluate_group(
       fetch: gives a pytree of arrays as arrays of NumPy.
 
     Returns:
-      One dict a member: scalars, and `firing_rate` and `mean_magnitude` of length d_sae.
+      One dict a member: scalars, and `firing_rate` and `mean_magnitude`, float32 of length d_sae.
     """
     num_samples, _ = x.shape
     batch_size = min(batch_size, num_samples)
