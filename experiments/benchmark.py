@@ -16,6 +16,8 @@ take part if they are installed.
     large      one member, d_sae 16384, k 64, D 576; selected rows take a fifth of the loop
     members, d_sae, k, d_in, num_samples   growth along one axis, and the straight line through it:
                seconds of an epoch = a + b * size
+    products   the products of a step alone, by XLA and by PyTorch, on a CPU; not among the
+               default ones
     estimate   as many sweeps of random sizes as --repeats, from nothing compiled to scores, and
                what their plans say that they take; not among the default ones
     grid       the 14 members of the published experiment's open questions through
@@ -52,6 +54,7 @@ import scaling
 import wall_clock
 from absl import flags
 from contenders import ARCHITECTURES, CONTENDERS
+from products import product_rows
 from torch_contenders import LOOPS, TORCH_LOOP
 from workload import PUBLISHED_SIZES, Contender, LeftOut, Workload
 
@@ -114,7 +117,7 @@ def _define_some(
 _SECTIONS = _define_some(
     "sections",
     _DEFAULT_SECTIONS,
-    [*_DEFAULT_SECTIONS, "accelerator", "estimate"],
+    [*_DEFAULT_SECTIONS, "accelerator", "estimate", "products"],
     "What to measure.",
 )
 _CONTENDERS = flags.DEFINE_multi_enum(
@@ -171,6 +174,9 @@ def work() -> None:
             rows = accelerator_rows()
         elif section == "estimate":
             rows = scaling.estimate_rows(samples, _REPEATS.value)
+        elif section == "products":
+            medians = partial(interleaved_medians, repeats=_REPEATS.value)
+            rows = product_rows((HEADLINE.d_in, PUBLISHED.d_in), medians)
         elif section == "memory":
             rows = memory_rows(HEADLINE) + memory_rows(LARGE)
         else:
