@@ -111,7 +111,7 @@ def with_value(value, row=2):
 )
 def test_refused(data, message):
     with pytest.raises(ValueError, match=message):
-        slices_of(data, "train")
+        slices_of(data, "train").check_values()
 
 
 @pytest.mark.parametrize("num_samples", [1, 7, 64])

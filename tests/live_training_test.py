@@ -403,33 +403,36 @@ def test_what_would_need_rows_twice_is_refused_before_any_work(tmp_path):
     folder = tmp_path / "live"
     with made(folder, last=2):
         live = sae_jax.LiveStore.open(folder).select(1, "all")
+    for file in (folder / "shards").glob("*.npy"):
+        file.unlink()  # No row is needed to refuse, so that none is waited for.
 
-        def refused(match, *, val=VAL[1, "all"], checkpoint_dir="c", **fields):
-            val = {(1, "all"): val} if isinstance(val, np.ndarray) else val
-            fields = {"epochs": 1, "batch_size": BATCH_SIZE} | fields
-            with pytest.raises(ValueError, match=match):
-                sae_jax.train_sweep(
-                    [CONFIGS[0]],
-                    live,
-                    val,
-                    sae_jax.TrainConfig(**fields),
-                    checkpoint_dir=checkpoint_dir and tmp_path / checkpoint_dir,
-                    progress=False,
-                )
+    def refused(match, *, val=VAL[1, "all"], checkpoint_dir="c", **fields):
+        val = {(1, "all"): val} if isinstance(val, np.ndarray) else val
+        fields = {"epochs": 1, "batch_size": BATCH_SIZE} | fields
+        with pytest.raises(ValueError, match=match):
+            sae_jax.train_sweep(
+                [CONFIGS[0]],
+                live,
+                val,
+                sae_jax.TrainConfig(**fields),
+                checkpoint_dir=checkpoint_dir and tmp_path / checkpoint_dir,
+                progress=False,
+            )
 
-        refused("epochs is 2; a live store is trained on once: epochs=1", epochs=2)
-        refused("stream is False; a live store is streamed", stream=False)
-        refused("checkpoint_dir is None; a live store needs one", checkpoint_dir=None)
-        refused("val is of a live store; expected samples that stay", val=live)
-        smallest = min(np.diff([0, *ENDS])[:-1])
-        batch_size = smallest // 2 + 1
-        refused(
-            f"window of the live store has {smallest} rows; expected two batches of {batch_size}",
-            batch_size=batch_size,
-        )
-        with mock.patch("jax.process_count", lambda: 2):
-            refused("2 processes train; a live store is trained on by one")
-        assert not (tmp_path / "c").exists()
+    refused("epochs is 2; a live store is trained on once: epochs=1", epochs=2)
+    refused("stream is False; a live store is streamed", stream=False)
+    refused("checkpoint_dir is None; a live store needs one", checkpoint_dir=None)
+    refused("val is of a live store; expected samples that stay", val=live)
+    smallest = min(np.diff([0, *ENDS])[:-1])
+    batch_size = smallest // 2 + 1
+    refused(
+        f"window of the live store has {smallest} rows; expected two batches of {batch_size}",
+        batch_size=batch_size,
+    )
+    with mock.patch("jax.process_count", lambda: 2):
+        refused("2 processes train; a live store is trained on by one")
+    refused("is missing and no process extracts")
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_live_store_is_opened_as_what_it_is(tmp_path):

@@ -162,8 +162,9 @@ def test_statistics_of_many_blocks_are_those_of_all_samples(small_blocks):
 def test_bad_values_are_found_in_every_block(small_blocks):
     x = normal(500, 16)
     x[[450, 70, 71], 3] = np.nan
+    slices = slices_of(OnDemand(x.shape, x.__getitem__), "train")
     with pytest.raises(ValueError, match="in 3 of 500 rows, the first of them row 70;"):
-        slices_of(OnDemand(x.shape, x.__getitem__), "train")
+        slices.check_values()
     x = np.zeros((500, 16), np.float32)
     assert slices_of(x, "train").constant == [(None, None)]
     x[-1, -1] = 1

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,29 +36,22 @@ class Slices(Mapping[DataSlice, Matrix]):
 
     Attributes:
       shapes: (n, D) of each slice.
-      offset_severity: norm of each slice's mean over that of its standard deviations.
-      constant: the slices whose rows are all equal, so that there is no variance to explain.
       live: where the rows come from, if they come while training goes on. Values and statistics
         are then those of the first window; extraction checks the others.
     """
 
     def __init__(self, sources: Mapping[DataSlice, Any], name: str):
-        """Checks every source, reading each once, block by block.
+        """Checks every source but for its values, which are not read.
 
         Raises:
           ValueError: if a source is not what `slices_of` takes.
         """
+        self._names = {data_slice: f"{name}{of_slice(data_slice)}" for data_slice in sources}
         self._matrices: dict[DataSlice, Matrix] = {}
         self.shapes: dict[DataSlice, tuple[int, int]] = {}
-        self.constant: list[DataSlice] = []
-        self.offset_severity: dict[DataSlice, float] = {}
         for data_slice, source in sources.items():
-            of = f"{name}{of_slice(data_slice)}"
-            self._matrices[data_slice] = x = _matrix(source, of)
+            self._matrices[data_slice] = x = _matrix(source, self._names[data_slice])
             self.shapes[data_slice] = x.shape[0], x.shape[1]
-            is_constant, self.offset_severity[data_slice] = _checked(measured(x), of)
-            if is_constant:
-                self.constant.append(data_slice)
         if len(widths := {d_in for _, d_in in self.shapes.values()}) > 1:
             raise ValueError(
                 f"{name} mixes activations of widths {sorted(widths)}; expected one width"
@@ -77,14 +71,38 @@ class Slices(Mapping[DataSlice, Matrix]):
         return len(self._matrices)
 
     def renamed(self, data_slice: DataSlice) -> Self:
-        """The one slice that there is, under another (layer, position)."""
+        """The one slice that there is, not read yet, under another (layer, position)."""
         other = copy.copy(self)
-        ((before, matrix),) = self._matrices.items()
-        other._matrices = {data_slice: matrix}
-        other.shapes = {data_slice: self.shapes[before]}
-        other.offset_severity = {data_slice: self.offset_severity[before]}
-        other.constant = [data_slice] * len(self.constant)
+        for name in ("_names", "_matrices", "shapes"):
+            ((_, value),) = getattr(self, name).items()
+            setattr(other, name, {data_slice: value})
         return other
+
+    def check_values(self) -> None:
+        """Reads all samples, or of live ones the first window, which it waits for.
+
+        Raises:
+          ValueError: if values are not finite in float32.
+        """
+        _ = self._statistics
+
+    @cached_property
+    def offset_severity(self) -> dict[DataSlice, float]:
+        """Norm of each slice's mean over that of its standard deviations."""
+        return {data_slice: severity for data_slice, (_, severity) in self._statistics.items()}
+
+    @cached_property
+    def constant(self) -> list[DataSlice]:
+        """The slices whose rows are all equal, so that there is no variance to explain."""
+        return [data_slice for data_slice, (equal, _) in self._statistics.items() if equal]
+
+    @cached_property
+    def _statistics(self) -> dict[DataSlice, tuple[bool, float]]:
+        """What `_checked` says of each slice, which is read once, block by block."""
+        return {
+            data_slice: _checked(measured(x), self._names[data_slice])
+            for data_slice, x in self._matrices.items()
+        }
 
     @property
     def d_in(self) -> int:
@@ -156,11 +174,11 @@ def slices_of(data: ActivationData, name: str) -> Slices:
       name: name of `data` in errors.
 
     Returns:
-      Samples `[n, D]`, all of one width D.
+      Samples `[n, D]`, all of one width D. Values are not read yet; see `Slices.check_values`.
 
     Raises:
       ValueError: if there is no slice, or the same one twice, or an array is not 2-D, not
-        floating, masked, empty, not finite in float32, or of another width than the rest.
+        floating, masked, empty, or of another width than the rest.
     """
     sources: dict[DataSlice, Any] = {}
     for data_slice, source in _unchecked_slices(data):

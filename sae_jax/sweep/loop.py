@@ -145,6 +145,8 @@ def train_sweep(
     samples.check_resumable(checkpoint_dir)
     train_config = samples.fitted(train_config)
     configs = _resolved(configs, samples)
+    sizes = samples.planned_sizes(train_config.batch_size)
+    samples.check_values()
     for data_slice in samples.constant:
         warnings.warn(
             f"all rows of val{of_slice(data_slice)} are equal: fvu and r2 are undefined there,"
@@ -155,7 +157,6 @@ def train_sweep(
         check_only("live samples")
     check_same({"configs": configs, "train_config": train_config, "sizes": samples.sizes})
     placement = Placement.of(train_config, configs)
-    sizes = samples.planned_sizes(train_config.batch_size)
     budget = of_main(lambda: train_config.memory_budget or placement.memory)
     planned = dataclasses.replace(train_config, memory_budget=budget)
     plan = plan_sweep(configs, sizes, planned, placement, samples.offset_severity)
@@ -295,6 +296,7 @@ def plan_for(
     train_config = samples.fitted(train_config or TrainConfig())
     placement = Placement.of(train_config, configs)
     sizes = samples.planned_sizes(train_config.batch_size)
+    samples.check_values()
     plan = plan_sweep(configs, sizes, train_config, placement, samples.offset_severity)
     if placement.platform == "cpu" and is_alone():
         work = work_of(plan, configs, sizes, train_config, placement)

@@ -1,7 +1,7 @@
 """What a sweep trains and scores on: samples, and for transcoders their targets."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
 import jax
@@ -39,10 +39,6 @@ class SweepSamples:
       sizes: number of training samples, width of a sample and of a target, by data slice.
       num_val: number of validation samples, by data slice.
       has_targets: whether there are targets beside the samples.
-      offset_severity: norm of the training samples' mean over that of their standard deviations,
-        by data slice: where it is above 1 latents die of the offset (Simon, Adams and Zou 2026,
-        arXiv:2605.31518).
-      constant: data slices whose validation rows are all equal.
       live: where training rows come from, if they come while training goes on.
     """
 
@@ -62,8 +58,6 @@ class SweepSamples:
         }
         self.num_val = {data_slice: rows for data_slice, (rows, _) in val.shapes.items()}
         self.has_targets = targets is not None
-        self.offset_severity = train.offset_severity
-        self.constant = (val_targets or val).constant
         self.live = train.live
         d_out = next(iter(self.sizes.values()))[2]
         self._target_scale = _target_scale(target_weights, d_out)
@@ -77,7 +71,7 @@ class SweepSamples:
         val_targets: ActivationData | None = None,
         target_weights: Sequence[float] | None = None,
     ) -> Self:
-        """Checks everything that `train_sweep` was given.
+        """Checks everything that `train_sweep` was given, but for values, which are not read.
 
         Raises:
           ValueError: if slices, widths or numbers of rows do not fit each other.
@@ -101,6 +95,25 @@ class SweepSamples:
         if y_train.d_in != y_val.d_in:
             raise ValueError(f"targets has width {y_train.d_in}, val_targets {y_val.d_in}")
         return cls(x_train, x_val, y_train, y_val, target_weights)
+
+    @property
+    def offset_severity(self) -> Mapping[DataSlice, float]:
+        """Norm of the training samples' mean over that of their standard deviations, by data slice.
+
+        Where it is above 1 latents die of the offset (Simon, Adams and Zou 2026, arXiv:2605.31518).
+        """
+        return self._train.offset_severity
+
+    @property
+    def constant(self) -> Sequence[DataSlice]:
+        """Data slices whose validation rows are all equal."""
+        return (self._val_targets or self._val).constant
+
+    def check_values(self) -> None:
+        """Reads everything once, as `Slices.check_values` says."""
+        for part in (self._train, self._val, self._targets, self._val_targets):
+            if part is not None:
+                part.check_values()
 
     def check(self, config: SAEConfig) -> None:
         """Refuses a config that these samples cannot train.
