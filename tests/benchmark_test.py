@@ -1,5 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
+import products
 import pytest
 import scaling
 import torch
@@ -98,3 +99,20 @@ def test_the_seconds_of_each_kind_of_work_are_found_again():
     works = [Work(*rng.uniform(1, 10, len(true)) / true) for _ in range(20)]
     seconds = np.array(works) @ true
     np.testing.assert_allclose(scaling.fitted(works, seconds.tolist()), true, rtol=1e-6)
+
+
+def test_products_are_multiplied_and_their_rate_counted(monkeypatch):
+    monkeypatch.setattr(products, "_NUM_PRODUCTS", 2)
+
+    def all_in_half_a_second(runs):
+        for run in runs.values():
+            run()
+            run()  # The results of the first are given up.
+        return dict.fromkeys(runs, 0.5)
+
+    rows = products.product_rows((24,), all_in_half_a_second)
+    assert len(rows) == 3 * 2
+    # Two products of 2 * 512 * 24 * 256 operations each, on the one device of these tests.
+    expected = 2 * 6_291_456 / 0.5 / 1e9
+    for row in rows:
+        assert (row["XLA_gflops"], row["PyTorch_gflops"]) == pytest.approx((expected, expected))
