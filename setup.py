@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 # torch.load(weights_only=True) ran code that a file held before torch 2.6 (CVE-2025-32434).
 TORCH = "torch>=2.6"
@@ -41,6 +41,32 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
 }
 
+
+def native_loops() -> list[Extension]:
+    """Loops in C++ for CPUs, which the package does without where they cannot be compiled."""
+    try:
+        import jaxlib
+    except ImportError:
+        return []
+    return [
+        Extension(
+            "sae_jax.ops._native",
+            ["sae_jax/ops/native.cc"],
+            depends=["sae_jax/ops/native_loops.h"],
+            include_dirs=[str(Path(jaxlib.__file__).with_name("include"))],
+            extra_compile_args=[
+                "-std=c++17",
+                "-O3",
+                "-fno-math-errno",
+                "-fvisibility=hidden",
+                "-g0",
+                "-w",
+            ],
+            optional=True,
+        )
+    ]
+
+
 setup(
     name="sae-jax",
     version="0.1.0",
@@ -57,8 +83,10 @@ setup(
     ],
     package_dir={"sae_jax.scripts": "experiments"},
     entry_points={"console_scripts": ["sae-jax = sae_jax.__main__:main"]},
+    ext_modules=native_loops(),
     package_data={
         "sae_jax": ["py.typed"],
+        "sae_jax.ops": ["*.cc", "*.h"],
         "sae_jax.report.dashboard": ["assets/*", "assets/vendor/*"],
     },
     install_requires=[

@@ -5,7 +5,12 @@ it runs on. The crossings here are from CPUs, where alone a kernel other than th
 chosen unasked; `experiments/results/kernels.md` has the measurements.
 """
 
-# From how many latents on, and how many for each one kept, the kernel on selected rows is faster.
+# What a member costs on selected rows where the loops in C++ are built: so many latents of the
+# dense kernel for each of its own, which are all encoded and updated, and for each that it keeps.
+# It is the faster kernel from 5.2 latents for each kept on, in bfloat16 from 17 on.
+NATIVE_SELECTED_COST = {"float32": (0.42, 3.0), "tf32": (0.42, 3.0), "bfloat16": (0.62, 6.3)}
+
+# The same without those loops: from how many latents on, and how many for each one kept.
 SELECTED_MIN_D_SAE = 1024
 SELECTED_MIN_RATIO = {"float32": 64, "tf32": 64, "bfloat16": 80}
 
@@ -15,9 +20,8 @@ SELECTED_MIN_RATIO = {"float32": 64, "tf32": 64, "bfloat16": 80}
 FIRING_MIN_WEIGHTS = 200_000
 
 # The share of a dense step that the kernel on firing rows spares such members, between a third at
-# small k and nothing at the largest, and the seconds by which its programs take longer to compile.
+# small k and nothing at the largest.
 FIRING_GAIN = 0.2
-FIRING_SECONDS = 1.3
 
 # From how many full batches an epoch on the step of its last, smaller one is left to the dense
 # kernel, so that the one on firing rows is compiled once.
@@ -50,15 +54,17 @@ TOP_K_DIGIT_BITS = 4
 # Latents of a row that `top_k_indices` takes for a block.
 TOP_K_BLOCK = 16
 
-# Seconds that the programs which train members of another width take to compile on a CPU, those
-# which score them, and that which encodes samples for the scores of latents; floating-point
-# operations a second that a step reaches there with all else it does, and that one core reaches
-# while it scores. What padding costs is weighed against what it spares. Of two cores; constants,
-# since a plan by the clock would change results.
-CPU_SECONDS_PER_PROGRAM = 3.5
+# Seconds that the programs which train members of another width take to compile on a CPU, by
+# kernel, without and with the loops in C++; those which score members, and that which encodes
+# samples for the scores of latents; floating-point operations a second that a step of the dense
+# kernel reaches there with all else it does, and that one core reaches while it scores. What
+# padding costs is weighed against what it spares. Of two cores; constants, since a plan by the clock
+# would change results.
+CPU_SECONDS_PER_PROGRAM = {"dense": 3.5, "firing_rows": 4.8, "selected_rows": 4.8}
+NATIVE_SECONDS_PER_PROGRAM = {"dense": 2.3, "firing_rows": 3.6, "selected_rows": 1.9}
 CPU_SECONDS_PER_SCORING = 1.6
 CPU_SECONDS_PER_ENCODER = 0.6
-CPU_FLOPS = 1.6e11
+CPU_FLOPS = {"float32": 1.6e11, "tf32": 1.6e11, "bfloat16": 4e11}
 CORE_SCORING_FLOPS = 2.3e10
 
 # Largest share of a group's arithmetic that padding may take on an accelerator unless the user says

@@ -9,17 +9,17 @@ from typing import Any
 from sae_jax.activations.slices import DataSlice
 from sae_jax.configs import SAEConfig, TrainConfig
 from sae_jax.metrics.evaluate import EVAL_BATCH_SIZE
+from sae_jax.ops.matmul import ComputeDtype
 from sae_jax.ops.tuning import (
     ACCELERATOR_MAX_PADDING,
     CORE_SCORING_FLOPS,
-    CPU_FLOPS,
     CPU_SECONDS_PER_SCORING,
 )
 from sae_jax.sweep.kernels import (
-    flops_per_latent,
     kernels_of,
     padding_cost,
     program_seconds,
+    seconds_per_latent,
 )
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.streamed import NUM_READERS
@@ -180,19 +180,25 @@ def plan_sweep(
     sharing = Counter(
         _shared_program(key, members, configs, data_sizes) for key, members in alike.items()
     )
+    dtype = train_config.compute_dtype
     any_group = partial(
-        _group, configs=configs, batch_size=batch_size, budget=budget, placement=placement
+        _group,
+        configs=configs,
+        batch_size=batch_size,
+        dtype=dtype,
+        budget=budget,
+        placement=placement,
     )
     groups: list[Group] = []
     for key, members in alike.items():
         data_slice, kernel, _, _ = key
         widths: dict[int, int] = {}
         if weighs:
-            flops = flops_per_latent(data_sizes[data_slice]) * train_config.epochs
+            seconds = seconds_per_latent(data_sizes[data_slice], train_config)
             num_sharing = sharing[_shared_program(key, members, configs, data_sizes)]
             widths = cheapest_widths(
                 [configs[i].d_sae for i in members],
-                padding_cost(kernel) * flops / CPU_FLOPS,
+                padding_cost(kernel, dtype) * seconds,
                 program_seconds(kernel) / num_sharing,
             )
         group_of = partial(
@@ -314,6 +320,7 @@ def _group(
     data_size: tuple[int, int, int],
     batch_size: int,
     kernel: str,
+    dtype: ComputeDtype,
     budget: int,
     placement: Placement,
     streamed: bool,
@@ -380,12 +387,13 @@ def _group(
         "firing_rows": sizes,
         "selected_rows": [largest_k] * len(members),
     }[kernel]
+    cost = padding_cost(kernel, dtype) if placement.platform == "cpu" else 1.0
     columns = sum(width + 4 * others for others in in_others)
     return Group(
         members=members,
         data_slice=data_slice,
         width=width,
-        padding=padding_cost(kernel) * (1 - sum(sizes) / (width * len(sizes))),
+        padding=cost * (1 - sum(sizes) / (width * len(sizes))),
         num_bytes=_FLOAT_BYTES * num_floats,
         flops_per_step=2 * batch_size * d_in * columns,
         kernel=kernel,

@@ -15,10 +15,11 @@ from sae_jax.architectures.functional import initial, merge, split
 from sae_jax.architectures.registry import architecture_of
 from sae_jax.architectures.training import Arrays, Batch, Hyperparameters, Kernel
 from sae_jax.configs import SAEConfig
-from sae_jax.ops import dense, firing_rows, selected_rows
+from sae_jax.ops import dense, firing_rows, native, selected_rows
 from sae_jax.ops.matmul import ComputeDtype
 from sae_jax.ops.tuning import FIRING_MIN_STEPS
 from sae_jax.sweep import recipe
+from sae_jax.sweep.adam import adam, adam_in_one_pass
 from sae_jax.sweep.batches import Batches, Samples
 from sae_jax.sweep.placement import Placement
 
@@ -30,14 +31,6 @@ KERNELS: dict[str, Kernel] = {
 
 Optimizer = Callable[[jax.Array], optax.GradientTransformation]
 """Makes an optimizer of a learning rate, which is traced."""
-
-
-def adam(learning_rate: jax.Array) -> optax.GradientTransformation:
-    """Adam with PyTorch's and the published experiment's defaults; epsilon outside the root."""
-    return optax.chain(
-        optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
-        optax.scale_by_learning_rate(learning_rate),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +57,12 @@ class Program:
     prefix_bounds: tuple[int, ...] | None = None
     sequential: bool = False
     placement: Placement = dataclasses.field(default_factory=Placement.default)
+
+    @property
+    def steps_in_one_pass(self) -> bool:
+        """Whether parameters are updated by a loop in C++: of one member, whole on one CPU."""
+        on_cpu = self.placement.platform == "cpu" and not self.placement.divides_members
+        return on_cpu and self.sequential and self.optimizer is adam and native.is_built()
 
     def bound_kernel(self) -> Kernel:
         """The kernel with what is static bound to it."""
@@ -148,12 +147,16 @@ def train_step(
 
     (loss, kept), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
     gradient = recipe.changed_gradient(template, params, gradient, hyper)
-    optimizer = program.optimizer(hyper.learning_rate * recipe.rate_factor(hyper, step))
-    with jax.numpy_dtype_promotion("standard"):  # Optax promotes its integer counts of steps.
-        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
-    rates = architecture_of(template).rates(template, batch)
-    updates = updates | {name: updates[name] * rate for name, rate in rates.items()}
-    after = recipe.kept_in_place(template, params, optax.apply_updates(params, updates))
+    rate = hyper.learning_rate * recipe.rate_factor(hyper, step)
+    factors = architecture_of(template).rates(template, batch)
+    if program.steps_in_one_pass and not factors:
+        after, opt_state = adam_in_one_pass(params, gradient, state.opt_state, rate)
+    else:
+        with jax.numpy_dtype_promotion("standard"):  # Optax promotes its integer counts of steps.
+            updates, opt_state = program.optimizer(rate).update(gradient, state.opt_state, params)
+        updates = updates | {name: updates[name] * factor for name, factor in factors.items()}
+        after = optax.apply_updates(params, updates)
+    after = recipe.kept_in_place(template, params, after)
     after = architecture_of(template).allowed(after, template)
     average = state.average
     if template.weight_average:

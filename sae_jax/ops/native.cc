@@ -1,0 +1,323 @@
+// The loops of native_loops.h as functions that XLA calls on a CPU.
+//
+// Interface: XLA's foreign functions, https://docs.jax.dev/en/latest/ffi.html (2025). sae_jax/ops/native.py
+// says what each function computes. Operations that XLA divides among threads are divided among the same
+// threads here; where it has one core for a device, they take that core.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+using Floats = ffi::Buffer<ffi::F32>;
+using Integers = ffi::Buffer<ffi::S32>;
+using FloatsOut = ffi::ResultBuffer<ffi::F32>;
+using IntegersOut = ffi::ResultBuffer<ffi::S32>;
+
+// Columns of a panel: a copy of so many columns of all rows lies densely in the cache, where rows of a
+// power of two apart would evict each other.
+constexpr int64_t kPanel = 64;
+// A panel for products, whose sums are added up once for each, has as many columns as fit in so many
+// bytes, which is half of a usual second-level cache.
+constexpr int64_t kProductPanelBytes = 1 << 19;
+// A copy pays where each row is read so often.
+constexpr int64_t kPanelMinReads = 4;
+// Rows read in place are asked for so many rows ahead.
+constexpr int64_t kRowsAhead = 4;
+// Parameters that a thread updates at a time.
+constexpr int64_t kAdamBlock = 1 << 16;
+// Into how many parts rows are divided among threads.
+constexpr int64_t kParts = 64;
+
+struct Matrix {
+  const float* data;
+  int64_t num, width;
+};
+
+// Rows of a sparse matrix: entries start[i] to start[i + 1] are those of row i.
+struct Entries {
+  std::vector<int64_t> start;
+  std::vector<int32_t> index;
+  std::vector<float> value;
+
+  int64_t num_rows() const { return static_cast<int64_t>(start.size()) - 1; }
+  int64_t num() const { return start.back(); }
+};
+
+struct AdamNumbers {
+  float mean_decay, mean_share, square_decay, square_share, epsilon, rate, mean_scale, square_scale;
+};
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HAS_LEVELS 1
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4")
+namespace v4 {
+#include "native_loops.h"
+}
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v3")
+namespace v3 {
+#include "native_loops.h"
+}
+#pragma GCC pop_options
+#endif
+namespace any {
+#include "native_loops.h"
+}
+
+// Calls a loop with the widest instructions that the processor has.
+#ifdef HAS_LEVELS
+int level() {
+  static const int found = __builtin_cpu_supports("x86-64-v4")   ? 4
+                           : __builtin_cpu_supports("x86-64-v3") ? 3
+                                                                 : 0;
+  return found;
+}
+#define WIDEST(loop, ...)              \
+  (level() == 4   ? v4::loop(__VA_ARGS__) \
+   : level() == 3 ? v3::loop(__VA_ARGS__) \
+                  : any::loop(__VA_ARGS__))
+#else
+#define WIDEST(loop, ...) any::loop(__VA_ARGS__)
+#endif
+
+// Calls `work` with 0 to num - 1, on XLA's threads where it has any for this operation.
+//
+// The caller takes part, and waits for nothing but work that others have begun, so that it ends even
+// where all threads wait like it.
+template <typename Work>
+void divide(ffi::ThreadPool& pool, int64_t num, const Work& work) {
+  const int64_t num_threads = std::min(pool.num_threads(), num);
+  if (num_threads < 2) {
+    for (int64_t i = 0; i < num; ++i) work(i);
+    return;
+  }
+  struct Progress {
+    std::atomic<int64_t> next{0};
+    int64_t done = 0;
+    std::mutex mutex;
+    std::condition_variable changed;
+  };
+  // A thread that comes late finds nothing left to do, maybe after this function has returned.
+  auto progress = std::make_shared<Progress>();
+  auto take_part = [progress, num, &work] {
+    int64_t done = 0;
+    for (int64_t i; (i = progress->next++) < num; ++done) work(i);
+    std::lock_guard<std::mutex> lock(progress->mutex);
+    progress->done += done;
+    if (progress->done == num) progress->changed.notify_one();
+  };
+  for (int64_t i = 1; i < num_threads; ++i) pool.Schedule(decltype(take_part)(take_part));
+  take_part();
+  std::unique_lock<std::mutex> lock(progress->mutex);
+  progress->changed.wait(lock, [&] { return progress->done == num; });
+}
+
+// `divide` of rows, some at a time: calls `work` with the first and the last of them.
+template <typename Work>
+void divide_rows(ffi::ThreadPool& pool, int64_t num, const Work& work) {
+  const int64_t step = std::max<int64_t>(num / kParts, 1);
+  divide(pool, (num + step - 1) / step,
+         [&](int64_t i) { work(i * step, std::min((i + 1) * step, num)); });
+}
+
+// Floats of a thread that begin a line of the cache.
+float* aligned_scratch(int64_t num) {
+  constexpr int64_t kLine = 64;
+  thread_local std::vector<float> scratch;
+  scratch.resize(num + kLine / sizeof(float));
+  const auto address = reinterpret_cast<uintptr_t>(scratch.data());
+  return reinterpret_cast<float*>((address + kLine - 1) / kLine * kLine);
+}
+
+bool is_latent(int32_t index, int64_t num_latents) { return 0 <= index && index < num_latents; }
+
+// For each sample the latents that it selects; values are 0 where there are none.
+Entries by_sample(const Integers& indices, const float* values, int64_t num_latents) {
+  const int64_t num_samples = indices.dimensions()[0], k = indices.dimensions()[1];
+  const int32_t* index = indices.typed_data();
+  Entries entries{{0}, {}, {}};
+  entries.index.reserve(num_samples * k);
+  entries.value.reserve(num_samples * k);
+  for (int64_t i = 0; i < num_samples * k; ++i) {
+    if (is_latent(index[i], num_latents)) {
+      entries.index.push_back(index[i]);
+      entries.value.push_back(values ? values[i] : 0.0f);
+    }
+    if ((i + 1) % k == 0) entries.start.push_back(static_cast<int64_t>(entries.index.size()));
+  }
+  return entries;
+}
+
+// For each latent the samples that select it, in order.
+Entries by_latent(const Integers& indices, const float* values, int64_t num_latents) {
+  const int64_t num_samples = indices.dimensions()[0], k = indices.dimensions()[1];
+  const int32_t* index = indices.typed_data();
+  Entries entries{std::vector<int64_t>(num_latents + 1), {}, {}};
+  for (int64_t i = 0; i < num_samples * k; ++i)
+    if (is_latent(index[i], num_latents)) ++entries.start[index[i] + 1];
+  for (int64_t i = 0; i < num_latents; ++i) entries.start[i + 1] += entries.start[i];
+  entries.index.resize(entries.num());
+  entries.value.resize(entries.num());
+  std::vector<int64_t> next(entries.start.begin(), entries.start.end() - 1);
+  for (int64_t i = 0; i < num_samples * k; ++i) {
+    if (!is_latent(index[i], num_latents)) continue;
+    const int64_t to = next[index[i]]++;
+    entries.index[to] = static_cast<int32_t>(i / k);
+    entries.value[to] = values[i];
+  }
+  return entries;
+}
+
+bool pays_to_copy(const Entries& entries, int64_t num_rows) {
+  return entries.num() >= kPanelMinReads * std::max(num_rows, entries.num_rows());
+}
+
+void sum(ffi::ThreadPool& pool, const Entries& entries, Matrix rows, float* sums) {
+  if (!pays_to_copy(entries, rows.num)) {
+    divide_rows(pool, entries.num_rows(), [&](int64_t first, int64_t last) {
+      WIDEST(sums_of_rows, entries, rows, first, last, sums);
+    });
+    return;
+  }
+  divide(pool, (rows.width + kPanel - 1) / kPanel, [&](int64_t i) {
+    const int64_t first = i * kPanel, last = std::min(first + kPanel, rows.width);
+    float* panel = aligned_scratch(rows.num * kPanel);
+    WIDEST(sums_of_panel, entries, rows, first, last, panel, sums);
+  });
+}
+
+// The products of samples with their entries' rows, in the order of the entries.
+std::vector<float> multiply(ffi::ThreadPool& pool, const Entries& entries, const float* x,
+                            Matrix rows) {
+  if (!pays_to_copy(entries, rows.num)) {
+    std::vector<float> products(entries.num());
+    divide_rows(pool, entries.num_rows(), [&](int64_t first, int64_t last) {
+      WIDEST(products_with_rows, entries, x, rows, first, last, products.data());
+    });
+    return products;
+  }
+  const int64_t most = kProductPanelBytes / static_cast<int64_t>(sizeof(float)) / rows.num;
+  const int64_t panel_width = std::max(most / kPanel * kPanel, kPanel);
+  const int64_t num_panels = (rows.width + panel_width - 1) / panel_width;
+  std::vector<std::vector<float>> products(num_panels, std::vector<float>(entries.num()));
+  divide(pool, num_panels, [&](int64_t i) {
+    const int64_t first = i * panel_width, last = std::min(first + panel_width, rows.width);
+    float* panel = aligned_scratch(rows.num * (last - first));
+    WIDEST(products_with_panel, entries, x, rows, first, last, panel, products[i].data());
+  });
+  for (int64_t i = 1; i < num_panels; ++i)
+    for (int64_t j = 0; j < entries.num(); ++j) products[0][j] += products[i][j];
+  return std::move(products[0]);
+}
+
+Matrix matrix(const Floats& buffer) {
+  return {buffer.typed_data(), buffer.dimensions()[0], buffer.dimensions()[1]};
+}
+
+ffi::Error largest(ffi::ThreadPool pool, Integers numbers, Integers k, IntegersOut selected) {
+  const int64_t num = numbers.dimensions()[1], k_max = selected->dimensions()[1];
+  const int64_t num_selected = std::min<int64_t>(k.typed_data()[0], k_max);
+  divide_rows(pool, numbers.dimensions()[0], [&](int64_t first, int64_t last) {
+    std::vector<int32_t> scratch(num + 1);
+    for (int64_t i = first; i < last; ++i) {
+      int32_t* to = selected->typed_data() + i * k_max;
+      WIDEST(select_largest, numbers.typed_data() + i * num, num,
+             static_cast<int32_t>(num_selected), scratch.data(), to);
+      std::fill(to + num_selected, to + k_max, static_cast<int32_t>(num));
+    }
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error sum_of_rows(ffi::ThreadPool pool, Floats values, Integers indices, Floats rows,
+                       FloatsOut sums) {
+  const Entries entries = by_sample(indices, values.typed_data(), rows.dimensions()[0]);
+  sum(pool, entries, matrix(rows), sums->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error products(ffi::ThreadPool pool, Floats x, Integers indices, Floats rows,
+                    FloatsOut products) {
+  const int64_t num_latents = rows.dimensions()[0];
+  const Entries entries = by_sample(indices, nullptr, num_latents);
+  const std::vector<float> found = multiply(pool, entries, x.typed_data(), matrix(rows));
+  const int32_t* index = indices.typed_data();
+  for (int64_t i = 0, next = 0; i < static_cast<int64_t>(indices.element_count()); ++i)
+    products->typed_data()[i] = is_latent(index[i], num_latents) ? found[next++] : 0.0f;
+  return ffi::Error::Success();
+}
+
+ffi::Error sums_over_samples(ffi::ThreadPool pool, Floats values, Integers indices, Floats x,
+                             FloatsOut sums, FloatsOut totals) {
+  const Entries entries =
+      by_latent(indices, values.typed_data(), static_cast<int64_t>(totals->element_count()));
+  sum(pool, entries, matrix(x), sums->typed_data());
+  for (int64_t i = 0; i < entries.num_rows(); ++i) {
+    float total = 0;
+    for (int64_t j = entries.start[i]; j < entries.start[i + 1]; ++j) total += entries.value[j];
+    totals->typed_data()[i] = total;
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error adam(ffi::ThreadPool pool, Floats numbers, Floats gradient, Floats params, Floats means,
+                Floats squares, FloatsOut new_params, FloatsOut new_means, FloatsOut new_squares) {
+  const float* n = numbers.typed_data();
+  const AdamNumbers a{n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]};
+  const int64_t num = static_cast<int64_t>(params.element_count());
+  // Where XLA did not give the same memory for both.
+  for (auto [from, to] : {std::pair(&params, &new_params), std::pair(&means, &new_means),
+                          std::pair(&squares, &new_squares)})
+    if (from->typed_data() != (*to)->typed_data())
+      std::copy_n(from->typed_data(), num, (*to)->typed_data());
+  divide(pool, (num + kAdamBlock - 1) / kAdamBlock, [&](int64_t i) {
+    WIDEST(step_of_adam, a, gradient.typed_data(), i * kAdamBlock,
+           std::min((i + 1) * kAdamBlock, num), new_params->typed_data(), new_means->typed_data(),
+           new_squares->typed_data());
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Binding<ffi::ExecutionStage::kExecute, ffi::internal::CtxTag<ffi::ThreadPool>> on_threads() {
+  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>();
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sae_jax_largest, largest,
+                              on_threads().Arg<Integers>().Arg<Integers>().Ret<Integers>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    sae_jax_sum_of_rows, sum_of_rows,
+    on_threads().Arg<Floats>().Arg<Integers>().Arg<Floats>().Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    sae_jax_products, products,
+    on_threads().Arg<Floats>().Arg<Integers>().Arg<Floats>().Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    sae_jax_sums_over_samples, sums_over_samples,
+    on_threads().Arg<Floats>().Arg<Integers>().Arg<Floats>().Ret<Floats>().Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sae_jax_adam, adam,
+                              on_threads()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>());
+#pragma GCC visibility pop

@@ -1,0 +1,135 @@
+"""Loops in C++ that XLA runs on a CPU, where its own compiler writes slower ones or none.
+
+They are compiled when the package is installed, if there is a C++ compiler; without them the same
+results come, up to the order of sums, from what XLA compiles. Their source is `native.cc`, and the
+interface that of JAX's foreign functions (https://docs.jax.dev/en/latest/ffi.html, 2025).
+
+A CPU runs these functions alone: other devices need another branch of `jax.lax.platform_dependent`.
+"""
+
+import ctypes
+import importlib.util
+import warnings
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_FUNCTIONS = ("largest", "sum_of_rows", "products", "sums_over_samples", "adam")
+
+
+@cache
+def is_built() -> bool:
+    """Whether there are such loops, which are made known to XLA the first time that one asks."""
+    found = importlib.util.find_spec("sae_jax.ops._native")
+    if found is None or found.origin is None:
+        return False
+    try:
+        library = ctypes.cdll.LoadLibrary(found.origin)
+        for name in _FUNCTIONS:
+            function = jax.ffi.pycapsule(getattr(library, f"sae_jax_{name}"))
+            jax.ffi.register_ffi_target(f"sae_jax_{name}", function, platform="cpu")
+    except (OSError, AttributeError, jax.errors.JaxRuntimeError) as error:
+        warnings.warn(
+            f"{found.origin} was built for another version of jaxlib or of this package, so CPUs"
+            f" train slower: install the package again ({error})",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def largest(values: jax.Array, k: jax.Array | int, k_max: int) -> jax.Array:
+    """Indices of the k largest of each row's values, in ascending order; ties go to the lower.
+
+    Args:
+      values: non-negative, float32, `[b, F]`.
+      k: at least 1, at most `k_max`; may be traced.
+      k_max: at most F.
+
+    Returns:
+      int32, `[b, k_max]`; F, which is no index, from the k-th on.
+    """
+    # Bits of non-negative floats, read as signed integers, are in the floats' order.
+    bits = lax.bitcast_convert_type(values, jnp.int32)
+    indices = jax.ShapeDtypeStruct((len(values), k_max), jnp.int32)
+    return _call("largest", indices, bits, jnp.asarray(k, jnp.int32))
+
+
+def sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:
+    """For each sample, the sum of the rows that it selects, times their values.
+
+    Args:
+      values: float32, `[b, k]`.
+      indices: int32, `[b, k]`; one that no row has adds nothing.
+      rows: float32, `[F, D]`.
+
+    Returns:
+      float32, `[b, D]`.
+    """
+    return _call("sum_of_rows", _floats(len(values), rows.shape[1]), values, indices, rows)
+
+
+def products_with_rows(x: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:
+    """For each sample, its inner products with the rows that it selects.
+
+    Args:
+      x: float32, `[b, D]`.
+      indices: int32, `[b, k]`; for one that no row has the product is 0.
+      rows: float32, `[F, D]`.
+
+    Returns:
+      float32, `[b, k]`.
+    """
+    return _call("products", _floats(*indices.shape), x, indices, rows)
+
+
+def sums_over_samples(
+    values: jax.Array, indices: jax.Array, x: jax.Array, num_latents: int
+) -> tuple[jax.Array, jax.Array]:
+    """For each latent, the sum of the samples that select it, times their values.
+
+    Args:
+      values: float32, `[b, k]`.
+      indices: int32, `[b, k]`; one that no latent has adds nothing.
+      x: float32, `[b, D]`.
+      num_latents: F.
+
+    Returns:
+      The sums, float32, `[F, D]`, and those of the values alone, `[F]`.
+    """
+    shapes = _floats(num_latents, x.shape[1]), _floats(num_latents)
+    return _call("sums_over_samples", shapes, values, indices, x)
+
+
+def adam(
+    numbers: jax.Array, gradient: jax.Array, param: jax.Array, mean: jax.Array, square: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A parameter after a step of Adam, and its moments: each number is read and written once.
+
+    Args:
+      numbers: float32, `[8]`: decay of the means and 1 less that, the same of the squares, epsilon,
+        the learning rate, and the factors that undo the bias of means and squares.
+      gradient, param, mean, square: float32 of one shape; the last three are reused.
+
+    Returns:
+      The new `param`, `mean` and `square`.
+    """
+    shapes = (_floats(*param.shape),) * 3
+    reused = {2: 0, 3: 1, 4: 2}
+    return _call("adam", shapes, numbers, gradient, param, mean, square, reused=reused)
+
+
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _call(
+    name: str, result: Any, *arguments: jax.Array, reused: dict[int, int] | None = None
+) -> Any:
+    function = jax.ffi.ffi_call(
+        f"sae_jax_{name}", result, vmap_method="sequential", input_output_aliases=reused
+    )
+    return function(*arguments)

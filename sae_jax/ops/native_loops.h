@@ -1,0 +1,215 @@
+// Loops over rows of float32 numbers, and over rows of numbers to select from.
+//
+// Included by native.cc once for each instruction set, inside a namespace of its own.
+
+// As many numbers as one instruction takes at most; where it takes fewer, the compiler divides them.
+constexpr int64_t kLanes = 16;
+typedef float Lanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef int32_t IntLanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+#define LOAD(from) (*reinterpret_cast<const Lanes*>(from))
+#define INT_LANES(at) (*reinterpret_cast<IntLanes*>(const_cast<int32_t*>(at)))
+#define STORE(to, lanes) (*reinterpret_cast<Lanes*>(to) = (lanes))
+
+// The sum of `num` rows times their values, of kVectors * kLanes columns, kept in registers.
+template <int kVectors, bool kPrefetch>
+inline void sum_rows(const float* rows, int64_t stride, const int32_t* index, const float* value,
+                     int64_t num, float* sum) {
+  Lanes sums[kVectors] = {};
+  for (int64_t j = 0; j < num; ++j) {
+    if (kPrefetch && j + kRowsAhead < num) {
+      const float* later = rows + index[j + kRowsAhead] * stride;
+      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(later + v * kLanes);
+    }
+    const float* row = rows + index[j] * stride;
+    for (int v = 0; v < kVectors; ++v) sums[v] += value[j] * LOAD(row + v * kLanes);
+  }
+  for (int v = 0; v < kVectors; ++v) STORE(sum + v * kLanes, sums[v]);
+}
+
+// Rows `first` to `last` of the sums, from rows as they lie.
+void sums_of_rows(const Entries& entries, Matrix rows, int64_t first, int64_t last, float* sums) {
+  constexpr int kVectors = 12;
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t start = entries.start[i], num = entries.start[i + 1] - start;
+    const int32_t* index = entries.index.data() + start;
+    const float* value = entries.value.data() + start;
+    float* sum = sums + i * rows.width;
+    int64_t c = 0;
+    for (; c + kVectors * kLanes <= rows.width; c += kVectors * kLanes)
+      sum_rows<kVectors, true>(rows.data + c, rows.width, index, value, num, sum + c);
+    for (; c + kLanes <= rows.width; c += kLanes)
+      sum_rows<1, false>(rows.data + c, rows.width, index, value, num, sum + c);
+    for (; c < rows.width; ++c) {
+      sum[c] = 0;
+      for (int64_t j = 0; j < num; ++j) sum[c] += value[j] * rows.data[index[j] * rows.width + c];
+    }
+  }
+}
+
+// Columns `first` to `last`, at most kPanel, of all sums, from a copy of those columns.
+void sums_of_panel(const Entries& entries, Matrix rows, int64_t first, int64_t last, float* panel,
+                   float* sums) {
+  const int64_t num_columns = last - first;
+  for (int64_t i = 0; i < rows.num; ++i) {
+    float* copy = panel + i * kPanel;
+    std::copy_n(rows.data + i * rows.width + first, num_columns, copy);
+    std::fill(copy + num_columns, copy + kPanel, 0.0f);
+  }
+  float sum[kPanel];
+  for (int64_t i = 0; i < entries.num_rows(); ++i) {
+    const int64_t start = entries.start[i];
+    float* to = sums + i * rows.width + first;
+    sum_rows<kPanel / kLanes, false>(panel, kPanel, entries.index.data() + start,
+                                     entries.value.data() + start, entries.start[i + 1] - start,
+                                     num_columns == kPanel ? to : sum);
+    if (num_columns < kPanel) std::copy_n(sum, num_columns, to);
+  }
+}
+
+typedef float Quarter __attribute__((vector_size(kLanes), aligned(4), may_alias));
+
+inline Quarter sum_of_quarters(const float* lanes) {
+  const Quarter* quarters = reinterpret_cast<const Quarter*>(lanes);
+  return (quarters[0] + quarters[1]) + (quarters[2] + quarters[3]);
+}
+
+// Adds to `products` those of x with each of the rows, all of `width` numbers.
+inline void add_products(const float* x, const float* rows, int64_t stride, int64_t width,
+                         const int32_t* index, int64_t num, float* products) {
+  constexpr int kRows = 4;  // They share what is loaded of x, and the adding of lanes.
+  for (int64_t j = 0; j < num; j += kRows) {
+    const float* row[kRows];
+    for (int r = 0; r < kRows; ++r) row[r] = rows + index[std::min(j + r, num - 1)] * stride;
+    Lanes lanes[kRows] = {};
+    int64_t c = 0;
+    for (; c + kLanes <= width; c += kLanes)
+      for (int r = 0; r < kRows; ++r) lanes[r] += LOAD(x + c) * LOAD(row[r] + c);
+    Quarter sums[kRows], total = {};
+    for (int r = 0; r < kRows; ++r)
+      sums[r] = sum_of_quarters(reinterpret_cast<const float*>(lanes + r));
+    for (int q = 0; q < kRows; ++q) total += Quarter{sums[0][q], sums[1][q], sums[2][q], sums[3][q]};
+    for (; c < width; ++c) total += x[c] * Quarter{row[0][c], row[1][c], row[2][c], row[3][c]};
+    for (int r = 0; r < kRows && j + r < num; ++r) products[j + r] += total[r];
+  }
+}
+
+// Of samples `first` to `last`, the products with rows as they lie.
+void products_with_rows(const Entries& entries, const float* x, Matrix rows, int64_t first,
+                        int64_t last, float* products) {
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t start = entries.start[i];
+    add_products(x + i * rows.width, rows.data, rows.width, rows.width,
+                 entries.index.data() + start, entries.start[i + 1] - start, products + start);
+  }
+}
+
+// What columns `first` to `last` add to all products, from a copy of those columns.
+void products_with_panel(const Entries& entries, const float* x, Matrix rows, int64_t first,
+                         int64_t last, float* panel, float* products) {
+  const int64_t num_columns = last - first;
+  for (int64_t i = 0; i < rows.num; ++i)
+    std::copy_n(rows.data + i * rows.width + first, num_columns, panel + i * num_columns);
+  for (int64_t i = 0; i < entries.num_rows(); ++i) {
+    const int64_t start = entries.start[i];
+    add_products(x + i * rows.width + first, panel, num_columns, num_columns,
+                 entries.index.data() + start, entries.start[i + 1] - start, products + start);
+  }
+}
+
+// The largest t with at least k of the numbers, none negative, `>= t`; or, where the search stops
+// early, any t with exactly k of them.
+inline int32_t kth_largest(const int32_t* numbers, int64_t num, int32_t k) {
+  int32_t threshold = 0;
+  int64_t found = num;
+  for (int bit = 30; bit >= 0 && found != k; --bit) {
+    const int32_t candidate = threshold | (int32_t{1} << bit);
+    int32_t reached = 0;
+    for (int64_t i = 0; i < num; ++i) reached += numbers[i] >= candidate;
+    if (reached >= k) threshold = candidate, found = reached;
+  }
+  return threshold;
+}
+
+// A number that k of `num` reach, not far below the k-th largest: each of k maxima of other numbers
+// reaches the k-th largest of them.
+inline int32_t lower_bound(const int32_t* numbers, int64_t num, int32_t k, int32_t* maxima) {
+  const int64_t num_maxima = num / kLanes / kLanes * kLanes;
+  if (num_maxima < k) return 0;
+  for (int64_t i = 0; i < num_maxima; i += kLanes) {
+    IntLanes most = {};
+    for (int64_t j = 0; j < kLanes; ++j) {
+      const IntLanes those = INT_LANES(numbers + i * kLanes + j * kLanes);
+      most = those > most ? those : most;
+    }
+    INT_LANES(maxima + i) = most;
+  }
+  return kth_largest(maxima, num_maxima, k);
+}
+
+// Calls `use` with the indices of all numbers `>= least`, in order, and maybe of some others.
+template <typename Use>
+inline void for_reaching(const int32_t* numbers, int64_t num, int32_t least, const Use& use) {
+  int64_t i = 0;
+  for (; i + kLanes <= num; i += kLanes) {
+    int32_t reached = 0;
+    for (int64_t j = 0; j < kLanes; ++j) reached += numbers[i + j] >= least;
+    if (reached == 0) continue;
+    for (int64_t j = 0; j < kLanes; ++j) use(static_cast<int32_t>(i + j));
+  }
+  for (; i < num; ++i) use(static_cast<int32_t>(i));
+}
+
+// Writes the indices of the k largest of `num` numbers, none negative, in ascending order; among
+// equal ones the lower index wins. Needs scratch of num + 1 numbers.
+void select_largest(const int32_t* numbers, int64_t num, int32_t k, int32_t* scratch,
+                    int32_t* selected) {
+  const int32_t least = lower_bound(numbers, num, k, scratch);
+  const int32_t* candidates = numbers;
+  int64_t num_candidates = num;
+  if (least > 0) {
+    candidates = scratch;
+    num_candidates = 0;
+    for_reaching(numbers, num, least, [&](int32_t i) {
+      scratch[num_candidates] = numbers[i];
+      num_candidates += numbers[i] >= least;
+    });
+  }
+  const int32_t threshold = std::max(kth_largest(candidates, num_candidates, k), least);
+  int32_t reached = 0, tied = 0;
+  for (int64_t i = 0; i < num_candidates; ++i) reached += candidates[i] >= threshold;
+  for (int64_t i = 0; i < num_candidates; ++i) tied += candidates[i] == threshold;
+  int64_t num_selected = 0;
+  if (reached == k) {
+    for_reaching(numbers, num, threshold, [&](int32_t i) {
+      scratch[num_selected] = i;
+      num_selected += numbers[i] >= threshold;
+    });
+  } else {
+    int32_t allowed = tied - (reached - k);
+    for_reaching(numbers, num, threshold, [&](int32_t i) {
+      const bool is_tied = numbers[i] == threshold;
+      scratch[num_selected] = i;
+      num_selected += (numbers[i] > threshold) | (is_tied & (allowed > 0));
+      allowed -= is_tied;
+    });
+  }
+  std::copy_n(scratch, k, selected);
+}
+
+// One step of Adam on numbers `first` to `last`, which are read and written once.
+void step_of_adam(const AdamNumbers& a, const float* gradient, int64_t first, int64_t last,
+                  float* params, float* means, float* squares) {
+  for (int64_t i = first; i < last; ++i) {
+    const float g = gradient[i];
+    const float mean = a.mean_decay * means[i] + a.mean_share * g;
+    const float square = a.square_decay * squares[i] + a.square_share * (g * g);
+    means[i] = mean;
+    squares[i] = square;
+    params[i] -= a.rate * (mean * a.mean_scale) / (std::sqrt(square * a.square_scale) + a.epsilon);
+  }
+}
+
+#undef LOAD
+#undef INT_LANES
+#undef STORE

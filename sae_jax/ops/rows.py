@@ -1,0 +1,153 @@
+"""Sums and products of the rows that samples select, and which rows those are.
+
+Samples name rows by index, `[b, k]`; F, the number of rows, stands for none. On a CPU the loops of
+`sae_jax.ops.native` compute this where they are built.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sae_jax.ops import native
+from sae_jax.ops.matmul import PRECISION, ComputeDtype, matmul, operand_dtype
+from sae_jax.ops.top_k import top_k_indices
+from sae_jax.ops.tuning import SELECTED_NUM_SLOTS, SELECTED_SAMPLES_AT_ONCE, SELECTED_UNROLL
+
+
+def largest(values: jax.Array, k: jax.Array | int, k_max: int) -> jax.Array:
+    """Indices of the k largest of each row's values; ties go to the lower index.
+
+    Args:
+      values: non-negative, `[b, F]`.
+      k: at most `k_max`; may be traced.
+      k_max: at most F.
+
+    Returns:
+      int32, `[b, k_max]`, in any order; F from the k-th on.
+    """
+
+    def compiled(values: jax.Array, k: jax.Array) -> jax.Array:
+        indices = top_k_indices(values, k_max)
+        return jnp.where(jnp.arange(k_max, dtype=jnp.int32) < k, indices, values.shape[1])
+
+    return _on_device(partial(native.largest, k_max=k_max), compiled, values, jnp.int32(k))
+
+
+def sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:
+    """For each sample, the sum of the rows `[F, D]` that it selects, times their values `[b, k]`.
+
+    The value of an index that is none has to be 0.
+    """
+    return _on_device(native.sum_of_rows, _sum_of_rows, values, indices, rows)
+
+
+def products_with_rows(
+    x: jax.Array, indices: jax.Array, rows: jax.Array, dtype: ComputeDtype
+) -> jax.Array:
+    """For each sample, its inner products with the rows that it selects, `[b, k]`.
+
+    Args:
+      x: `[b, D]`.
+      indices: int32, `[b, k]`; the product with none is 0.
+      rows: `[F, D]`.
+      dtype: how products are computed of operands that are rounded to it already.
+    """
+    compiled = partial(_products_with_rows, dtype=dtype)
+    return _on_device(native.products_with_rows, compiled, x, indices, rows)
+
+
+def sums_over_samples(
+    values: jax.Array, indices: jax.Array, x: jax.Array, num_latents: int, dtype: ComputeDtype
+) -> tuple[jax.Array, jax.Array]:
+    """For each latent, the sum of the samples that select it, times their values.
+
+    Args:
+      values: `[b, k]`.
+      indices: int32, `[b, k]`.
+      x: samples, `[b, D]`.
+      num_latents: F.
+      dtype: how products are computed of operands that are rounded to it already.
+
+    Returns:
+      The sums, `[F, D]`, and those of the values alone, `[F]`.
+    """
+    return _on_device(
+        partial(native.sums_over_samples, num_latents=num_latents),
+        partial(_sums_over_samples, num_latents=num_latents, dtype=dtype),
+        *(values, indices, x),
+    )
+
+
+def _on_device(on_cpu: Callable[..., Any], compiled: Callable[..., Any], *arguments: Any) -> Any:
+    """What a loop in C++ computes on a CPU, and elsewhere a function that XLA compiles."""
+    if not native.is_built():
+        return compiled(*arguments)
+    return lax.platform_dependent(*arguments, cpu=on_cpu, default=compiled)
+
+
+def _sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:
+    def add(total: jax.Array, column: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        value, index = column
+        return total + value[:, None] * rows[index], None
+
+    zeros = jnp.zeros((len(values), rows.shape[1]), jnp.float32)
+    return lax.scan(add, zeros, (values.T, indices.T), unroll=SELECTED_UNROLL)[0]
+
+
+def _products_with_rows(
+    x: jax.Array, indices: jax.Array, rows: jax.Array, dtype: ComputeDtype
+) -> jax.Array:
+    def products(sample: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x, indices = sample
+        return jnp.dot(rows[indices], x, precision=PRECISION[dtype])
+
+    found = lax.map(products, (x, indices), batch_size=SELECTED_SAMPLES_AT_ONCE)
+    return jnp.where(indices < len(rows), found, 0.0)
+
+
+def _slots(indices: jax.Array, num_latents: int) -> tuple[jax.Array, jax.Array]:
+    """How many earlier samples selected the same latent, `[b, k]`; latents' counts, `[F]`."""
+
+    def count(counts: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return counts.at[row].add(1, mode="drop"), counts[row]
+
+    counts, slots = lax.scan(count, jnp.zeros(num_latents, jnp.int32), indices)
+    return slots, counts
+
+
+def _sums_over_samples(
+    values: jax.Array, indices: jax.Array, x: jax.Array, *, num_latents: int, dtype: ComputeDtype
+) -> tuple[jax.Array, jax.Array]:
+    """As `zeros.at[indices].add(...)`, which on CPU takes longer than the dense product."""
+    slots, counts = _slots(indices, num_latents)
+    batch_size, k = indices.shape
+    sample = lax.broadcasted_iota(jnp.int32, indices.shape, 0)
+    empty = jnp.zeros((SELECTED_NUM_SLOTS, num_latents), jnp.float32)
+    slot_values = empty.at[slots, indices].set(values, mode="drop")
+    slot_samples = empty.astype(jnp.int32).at[slots, indices].set(sample, mode="drop")
+
+    crowded = counts > SELECTED_NUM_SLOTS
+    max_crowded = min(batch_size * k // (SELECTED_NUM_SLOTS + 1), num_latents)
+    nowhere = max_crowded + 1
+    # Row max_crowded stays zero, for all latents that are not crowded.
+    rank = jnp.where(crowded, jnp.cumsum(crowded, dtype=jnp.int32) - 1, max_crowded)
+
+    def gathered(total: jax.Array) -> jax.Array:
+        for value, index in zip(slot_values, slot_samples, strict=True):
+            total = total + value[:, None] * x[index]
+        return total
+
+    def with_late_samples() -> jax.Array:
+        late_rank = rank.at[indices].get(mode="fill", fill_value=nowhere)
+        late = jnp.where(slots >= SELECTED_NUM_SLOTS, late_rank, nowhere)
+        z = jnp.zeros((max_crowded + 1, batch_size), operand_dtype(dtype))
+        z = z.at[late, sample].set(values.astype(z.dtype), mode="drop")
+        return gathered(matmul(z, x, dtype)[rank])
+
+    zeros = jnp.zeros((num_latents, x.shape[1]), jnp.float32)
+    sums = lax.cond(jnp.any(crowded), with_late_samples, lambda: gathered(zeros))
+    return sums, jnp.zeros(num_latents, jnp.float32).at[indices].add(values, mode="drop")
