@@ -29,8 +29,10 @@ using IntegersOut = ffi::ResultBuffer<ffi::S32>;
 // power of two apart would evict each other.
 constexpr int64_t kPanel = 64;
 // A panel for products, whose sums are added up once for each, has as many columns as fit in so many
-// bytes, which is half of a usual second-level cache.
-constexpr int64_t kProductPanelBytes = 1 << 19;
+// bytes, which a usual second-level cache holds.
+constexpr int64_t kProductPanelBytes = 1 << 20;
+// Floats of a line of the cache.
+constexpr int64_t kLine = 16;
 // A copy pays where each row is read so often.
 constexpr int64_t kPanelMinReads = 4;
 // Rows read in place are asked for so many rows ahead.
@@ -136,12 +138,15 @@ void divide_rows(ffi::ThreadPool& pool, int64_t num, const Work& work) {
 
 // Floats of a thread that begin a line of the cache.
 float* aligned_scratch(int64_t num) {
-  constexpr int64_t kLine = 64;
   thread_local std::vector<float> scratch;
-  scratch.resize(num + kLine / sizeof(float));
+  scratch.resize(num + kLine);
   const auto address = reinterpret_cast<uintptr_t>(scratch.data());
-  return reinterpret_cast<float*>((address + kLine - 1) / kLine * kLine);
+  constexpr uintptr_t kBytes = kLine * sizeof(float);
+  return reinterpret_cast<float*>((address + kBytes - 1) / kBytes * kBytes);
 }
+
+// How many parts of a size at most it takes to hold so many.
+int64_t parts(int64_t num, int64_t size) { return (num + size - 1) / size; }
 
 bool is_latent(int32_t index, int64_t num_latents) { return 0 <= index && index < num_latents; }
 
@@ -193,7 +198,7 @@ void sum(ffi::ThreadPool& pool, const Entries& entries, Matrix rows, float* sums
     });
     return;
   }
-  divide(pool, (rows.width + kPanel - 1) / kPanel, [&](int64_t i) {
+  divide(pool, parts(rows.width, kPanel), [&](int64_t i) {
     const int64_t first = i * kPanel, last = std::min(first + kPanel, rows.width);
     float* panel = aligned_scratch(rows.num * kPanel);
     WIDEST(sums_of_panel, entries, rows, first, last, panel, sums);
@@ -211,8 +216,9 @@ std::vector<float> multiply(ffi::ThreadPool& pool, const Entries& entries, const
     return products;
   }
   const int64_t most = kProductPanelBytes / static_cast<int64_t>(sizeof(float)) / rows.num;
-  const int64_t panel_width = std::max(most / kPanel * kPanel, kPanel);
-  const int64_t num_panels = (rows.width + panel_width - 1) / panel_width;
+  int64_t num_panels = parts(rows.width, std::max(most, kPanel));
+  const int64_t panel_width = parts(parts(rows.width, num_panels), kLine) * kLine;
+  num_panels = parts(rows.width, panel_width);
   std::vector<std::vector<float>> products(num_panels, std::vector<float>(entries.num()));
   divide(pool, num_panels, [&](int64_t i) {
     const int64_t first = i * panel_width, last = std::min(first + panel_width, rows.width);
@@ -274,20 +280,41 @@ ffi::Error sums_over_samples(ffi::ThreadPool pool, Floats values, Integers indic
   return ffi::Error::Success();
 }
 
-ffi::Error adam(ffi::ThreadPool pool, Floats numbers, Floats gradient, Floats params, Floats means,
-                Floats squares, FloatsOut new_params, FloatsOut new_means, FloatsOut new_squares) {
+// Arguments: the numbers, then gradients, parameters, means and squares of all arrays.
+ffi::Error adam(ffi::ThreadPool pool, Floats numbers, ffi::RemainingArgs arguments,
+                ffi::RemainingRets results) {
   const float* n = numbers.typed_data();
   const AdamNumbers a{n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7]};
-  const int64_t num = static_cast<int64_t>(params.element_count());
-  // Where XLA did not give the same memory for both.
-  for (auto [from, to] : {std::pair(&params, &new_params), std::pair(&means, &new_means),
-                          std::pair(&squares, &new_squares)})
-    if (from->typed_data() != (*to)->typed_data())
-      std::copy_n(from->typed_data(), num, (*to)->typed_data());
-  divide(pool, (num + kAdamBlock - 1) / kAdamBlock, [&](int64_t i) {
-    WIDEST(step_of_adam, a, gradient.typed_data(), i * kAdamBlock,
-           std::min((i + 1) * kAdamBlock, num), new_params->typed_data(), new_means->typed_data(),
-           new_squares->typed_data());
+  const size_t num_arrays = results.size() / 3;
+  struct Block {
+    const float* gradient;
+    float* state[3];
+    int64_t first, last;
+  };
+  std::vector<Block> blocks;
+  for (size_t i = 0; i < num_arrays; ++i) {
+    const auto gradient = arguments.get<Floats>(i);
+    if (!gradient) return gradient.error();
+    const auto num = static_cast<int64_t>(gradient->element_count());
+    Block block{gradient->typed_data(), {}, 0, 0};
+    for (size_t part = 0; part < 3; ++part) {
+      const auto from = arguments.get<Floats>((part + 1) * num_arrays + i);
+      auto to = results.get<Floats>(part * num_arrays + i);
+      if (!from) return from.error();
+      if (!to) return to.error();
+      block.state[part] = (*to)->typed_data();
+      // Where XLA did not give both the same memory.
+      if (from->typed_data() != (*to)->typed_data())
+        std::copy_n(from->typed_data(), num, (*to)->typed_data());
+    }
+    for (block.first = 0; block.first < num; block.first = block.last) {
+      block.last = std::min(block.first + kAdamBlock, num);
+      blocks.push_back(block);
+    }
+  }
+  divide(pool, static_cast<int64_t>(blocks.size()), [&](int64_t i) {
+    const Block& b = blocks[i];
+    WIDEST(step_of_adam, a, b.gradient, b.first, b.last, b.state[0], b.state[1], b.state[2]);
   });
   return ffi::Error::Success();
 }
@@ -311,13 +338,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     sae_jax_sums_over_samples, sums_over_samples,
     on_threads().Arg<Floats>().Arg<Integers>().Arg<Floats>().Ret<Floats>().Ret<Floats>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sae_jax_adam, adam,
-                              on_threads()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>()
-                                  .Ret<Floats>()
-                                  .Ret<Floats>());
+                              on_threads().Arg<Floats>().RemainingArgs().RemainingRets());
 #pragma GCC visibility pop

@@ -10,6 +10,7 @@ A CPU runs these functions alone: other devices need another branch of `jax.lax.
 import ctypes
 import importlib.util
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -105,21 +106,29 @@ def sums_over_samples(
 
 
 def adam(
-    numbers: jax.Array, gradient: jax.Array, param: jax.Array, mean: jax.Array, square: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A parameter after a step of Adam, and its moments: each number is read and written once.
+    numbers: jax.Array,
+    gradients: Sequence[jax.Array],
+    params: Sequence[jax.Array],
+    means: Sequence[jax.Array],
+    squares: Sequence[jax.Array],
+) -> list[jax.Array]:
+    """Parameters after a step of Adam, and their moments: each number is read and written once.
+
+    All are updated by one call, so that no parameter is still read when its memory is reused.
 
     Args:
       numbers: float32, `[8]`: decay of the means and 1 less that, the same of the squares, epsilon,
         the learning rate, and the factors that undo the bias of means and squares.
-      gradient, param, mean, square: float32 of one shape; the last three are reused.
+      gradients, params, means, squares: float32; those of one place have one shape. The memory of
+        the last three is reused.
 
     Returns:
-      The new `param`, `mean` and `square`.
+      The new parameters, means and squares, one after another.
     """
-    shapes = (_floats(*param.shape),) * 3
-    reused = {2: 0, 3: 1, 4: 2}
-    return _call("adam", shapes, numbers, gradient, param, mean, square, reused=reused)
+    state = [*params, *means, *squares]
+    reused = {1 + len(gradients) + i: i for i in range(len(state))}
+    shapes = [_floats(*array.shape) for array in state]
+    return list(_call("adam", shapes, numbers, *gradients, *state, reused=reused))
 
 
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:

@@ -67,11 +67,22 @@ void sums_of_panel(const Entries& entries, Matrix rows, int64_t first, int64_t l
   }
 }
 
-typedef float Quarter __attribute__((vector_size(kLanes), aligned(4), may_alias));
+typedef float Quarter __attribute__((vector_size(kLanes)));
 
-inline Quarter sum_of_quarters(const float* lanes) {
-  const Quarter* quarters = reinterpret_cast<const Quarter*>(lanes);
-  return (quarters[0] + quarters[1]) + (quarters[2] + quarters[3]);
+// The sums of the lanes of each of four.
+inline Quarter sums_of_lanes(const Lanes* lanes) {
+#define PAIRS(a, b)                                                                               \
+  (__builtin_shufflevector(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +     \
+   __builtin_shufflevector(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
+  const Lanes low = PAIRS(lanes[0], lanes[1]), high = PAIRS(lanes[2], lanes[3]);
+#undef PAIRS
+  const Lanes sums =
+      __builtin_shufflevector(low, high, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+      __builtin_shufflevector(low, high, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  return (__builtin_shufflevector(sums, sums, 0, 1, 2, 3) +
+          __builtin_shufflevector(sums, sums, 4, 5, 6, 7)) +
+         (__builtin_shufflevector(sums, sums, 8, 9, 10, 11) +
+          __builtin_shufflevector(sums, sums, 12, 13, 14, 15));
 }
 
 // Adds to `products` those of x with each of the rows, all of `width` numbers.
@@ -85,10 +96,7 @@ inline void add_products(const float* x, const float* rows, int64_t stride, int6
     int64_t c = 0;
     for (; c + kLanes <= width; c += kLanes)
       for (int r = 0; r < kRows; ++r) lanes[r] += LOAD(x + c) * LOAD(row[r] + c);
-    Quarter sums[kRows], total = {};
-    for (int r = 0; r < kRows; ++r)
-      sums[r] = sum_of_quarters(reinterpret_cast<const float*>(lanes + r));
-    for (int q = 0; q < kRows; ++q) total += Quarter{sums[0][q], sums[1][q], sums[2][q], sums[3][q]};
+    Quarter total = sums_of_lanes(lanes);
     for (; c < width; ++c) total += x[c] * Quarter{row[0][c], row[1][c], row[2][c], row[3][c]};
     for (int r = 0; r < kRows && j + r < num; ++r) products[j + r] += total[r];
   }

@@ -39,9 +39,7 @@ def adam_in_one_pass(
             )
         ]
     )
-    updated = {
-        name: native.adam(numbers, gradient[name], param, scaling.mu[name], scaling.nu[name])
-        for name, param in params.items()
-    }
-    after, mu, nu = ({name: found[i] for name, found in updated.items()} for i in range(3))
+    arrays = (gradient, params, scaling.mu, scaling.nu)
+    updated = native.adam(numbers, *([each[name] for name in params] for each in arrays))
+    after, mu, nu = (dict(zip(params, updated[i * len(params) :], strict=False)) for i in range(3))
     return after, (scaling._replace(count=count, mu=mu, nu=nu), *others)
