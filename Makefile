@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Installing compiles them.
+LOOPS := sae_jax/ops/native.cc sae_jax/ops/native_loops.h
+
 .PHONY: demo study test test-slow test-formats test-wheel mutants lint docs bench clean
 
 demo: .venv/demo
@@ -49,7 +52,7 @@ docs: .venv/test
 	$(BIN)/python -W error -W "$(OF_OPTAX)" -m pdoc --docformat google --output-directory build/docs \
 		sae_jax sae_jax.configs sae_jax.problems $(FOLDERS)
 
-.venv/core: setup.py constraints.txt
+.venv/core: setup.py constraints.txt $(LOOPS)
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip setuptools wheel
 	$(PIP) -e '.[extract,report]'
@@ -73,7 +76,7 @@ docs: .venv/test
 
 # The libraries whose formats are read and written. One pip command: a second one would
 # replace the pinned torch. nnsight brings a torchvision that breaks a CPU torch.
-.venv-formats/installed: setup.py constraints.txt
+.venv-formats/installed: setup.py constraints.txt $(LOOPS)
 	$(PYTHON) -m venv .venv-formats
 	.venv-formats/bin/pip install --quiet -c constraints.txt -e . torch pytest hypothesis \
 		sae-lens dictionary-learning eai-sparsify
@@ -89,4 +92,5 @@ bench: .venv-formats/installed
 	.venv-formats/bin/python experiments/benchmark.py --output=runs/benchmark
 
 clean:
+	rm -f sae_jax/ops/_native*
 	rm -rf .venv .venv-* build mutants ./*.egg-info .pytest_cache .mypy_cache .ruff_cache

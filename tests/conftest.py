@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from sae_jax.ops import native
+
 # A forgotten axis and a promotion of dtypes that nobody wrote down are errors.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Else their number would depend on which test comes first, and on the machine.
@@ -26,6 +28,15 @@ def _programs_are_traced_again():
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_programs_are_dropped():
     """Each takes memory maps, of which a process that ran all tests would have too many."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def without_loops(monkeypatch):
+    """As where the loops in C++ are not built."""
+    monkeypatch.setattr(native, "is_built", lambda: False)
+    jax.clear_caches()
     yield
     jax.clear_caches()
 

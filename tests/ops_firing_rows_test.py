@@ -150,7 +150,7 @@ def test_padding_stays_zero_and_a_new_k_does_not_recompile():
     assert epoch_program(program)._cache_size() == num_compiled
 
 
-def test_auto_takes_it_in_float32_for_large_members_on_a_cpu():
+def test_auto_takes_it_in_float32_for_large_members_on_a_cpu(without_loops):
     def kernel_of(d_sae, k, d_in, dtype):
         config = sae_jax.TrainConfig(compute_dtype=dtype)
         members = [sae_jax.SAEConfig(d_sae, k)]

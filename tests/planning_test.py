@@ -59,7 +59,7 @@ def test_a_step_on_firing_rows_where_all_fire():
     assert found == pytest.approx(expected + planning.adam_flops(width, d_in), rel=0.1)
 
 
-def test_a_step_on_selected_rows_where_latents_are_crowded():
+def test_a_step_on_selected_rows_where_latents_are_crowded(without_loops):
     batch_size, d_in, width, k = 64, 256, 1024, 4
     found = cost_of_a_step("selected_rows", batch_size, d_in, width, k)["flops"]
     encoder = planning.flops(width, d_in, batch_size, "selected_rows", k=0)

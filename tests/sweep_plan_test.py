@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_jax import SAEConfig, TrainConfig, grid
+from sae_jax.ops import native
 from sae_jax.sweep import placement
 from sae_jax.sweep.loop import plan_for
 from sae_jax.sweep.placement import Placement
@@ -16,6 +17,14 @@ from sae_jax.sweep.widths import cheapest_widths
 SLICE = (14, 3)
 SIZES = {SLICE: (5978, 2048, 2048)}
 MIB = 2**20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kernels_are_those_of_xla():
+    """With the loops in C++ others are chosen: see `sweep_kernels_test`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "is_built", lambda: False)
+        yield
 
 
 def on(platform, stats=None):

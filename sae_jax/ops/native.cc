@@ -1,8 +1,8 @@
 // The loops of native_loops.h as functions that XLA calls on a CPU.
 //
-// Interface: XLA's foreign functions, https://docs.jax.dev/en/latest/ffi.html (2025). sae_jax/ops/native.py
-// says what each function computes. Operations that XLA divides among threads are divided among the same
-// threads here; where it has one core for a device, they take that core.
+// Interface: XLA's foreign functions, https://docs.jax.dev/en/latest/ffi.html (2025). native.py says
+// what each function computes. Where XLA divides operations among threads, so are these; where each
+// device has a core of its own, they take that core.
 
 #include <algorithm>
 #include <atomic>
@@ -25,8 +25,8 @@ using Integers = ffi::Buffer<ffi::S32>;
 using FloatsOut = ffi::ResultBuffer<ffi::F32>;
 using IntegersOut = ffi::ResultBuffer<ffi::S32>;
 
-// Columns of a panel: a copy of so many columns of all rows lies densely in the cache, where rows of a
-// power of two apart would evict each other.
+// Columns of a panel: a copy of so many columns of all rows lies densely in the cache, where rows
+// that are a power of two apart evict each other.
 constexpr int64_t kPanel = 64;
 // A panel for products, whose sums are added up once for each, has as many columns as fit in so many
 // bytes, which a usual second-level cache holds.
@@ -326,6 +326,10 @@ ffi::Binding<ffi::ExecutionStage::kExecute, ffi::internal::CtxTag<ffi::ThreadPoo
 }  // namespace
 
 #pragma GCC visibility push(default)
+extern "C" int sae_jax_api_major() { return XLA_FFI_API_MAJOR; }
+extern "C" int sae_jax_api_minor() { return XLA_FFI_API_MINOR; }
+// A function whose arguments or meaning change gets another name: a library that was not built again
+// then has none of that name.
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sae_jax_largest, largest,
                               on_threads().Arg<Integers>().Arg<Integers>().Ret<Integers>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(

@@ -1,17 +1,19 @@
-"""Loops in C++ that XLA runs on a CPU, where its own compiler writes slower ones or none.
+"""Loops in C++ that XLA calls on a CPU, where its own compiler writes slower ones.
 
 They are compiled when the package is installed, if there is a C++ compiler; without them the same
 results come, up to the order of sums, from what XLA compiles. Their source is `native.cc`, and the
 interface that of JAX's foreign functions (https://docs.jax.dev/en/latest/ffi.html, 2025).
 
-A CPU runs these functions alone: other devices need another branch of `jax.lax.platform_dependent`.
+They run on a CPU alone: other devices need another branch of `jax.lax.platform_dependent`.
 """
 
 import ctypes
 import importlib.util
+import re
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,23 +25,38 @@ _FUNCTIONS = ("largest", "sum_of_rows", "products", "sums_over_samples", "adam")
 
 @cache
 def is_built() -> bool:
-    """Whether there are such loops, which are made known to XLA the first time that one asks."""
+    """Whether there are such loops; the first time that one asks, XLA is told of them."""
     found = importlib.util.find_spec("sae_jax.ops._native")
     if found is None or found.origin is None:
         return False
     try:
         library = ctypes.cdll.LoadLibrary(found.origin)
-        for name in _FUNCTIONS:
-            function = jax.ffi.pycapsule(getattr(library, f"sae_jax_{name}"))
-            jax.ffi.register_ffi_target(f"sae_jax_{name}", function, platform="cpu")
-    except (OSError, AttributeError, jax.errors.JaxRuntimeError) as error:
+        functions = {name: getattr(library, f"sae_jax_{name}") for name in _FUNCTIONS}
+        version = library.sae_jax_api_major(), library.sae_jax_api_minor()
+        reason = f"their interface is {version}, that of jaxlib {_api_version()}"
+    except (OSError, AttributeError) as error:
+        version, reason = None, str(error)
+    # XLA would find no CPU at all if it were told of functions of another version.
+    if version != _api_version():
         warnings.warn(
-            f"{found.origin} was built for another version of jaxlib or of this package, so CPUs"
-            f" train slower: install the package again ({error})",
+            f"CPUs train slower without the loops of {found.origin}: {reason}. Install the package"
+            " again to build them for this jaxlib",
             stacklevel=2,
         )
         return False
+    for name, function in functions.items():
+        capsule = jax.ffi.pycapsule(function)
+        jax.ffi.register_ffi_target(f"sae_jax_{name}", capsule, platform="cpu")
     return True
+
+
+def _api_version() -> tuple[int, ...]:
+    """The version of the interface that the installed jaxlib has."""
+    header = Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_text(encoding="utf-8")
+    return tuple(
+        int(re.findall(rf"#define XLA_FFI_API_{part} (\d+)", header)[0])
+        for part in ("MAJOR", "MINOR")
+    )
 
 
 def largest(values: jax.Array, k: jax.Array | int, k_max: int) -> jax.Array:
@@ -111,7 +128,7 @@ def adam(
     params: Sequence[jax.Array],
     means: Sequence[jax.Array],
     squares: Sequence[jax.Array],
-) -> list[jax.Array]:
+) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
     """Parameters after a step of Adam, and their moments: each number is read and written once.
 
     All are updated by one call, so that no parameter is still read when its memory is reused.
@@ -123,12 +140,17 @@ def adam(
         the last three is reused.
 
     Returns:
-      The new parameters, means and squares, one after another.
+      The new parameters, means and squares.
     """
     state = [*params, *means, *squares]
-    reused = {1 + len(gradients) + i: i for i in range(len(state))}
-    shapes = [_floats(*array.shape) for array in state]
-    return list(_call("adam", shapes, numbers, *gradients, *state, reused=reused))
+    n = len(gradients)
+    updated = _call(
+        "adam",
+        [_floats(*array.shape) for array in state],
+        *(numbers, *gradients, *state),
+        reused={1 + n + i: i for i in range(len(state))},
+    )
+    return updated[:n], updated[n : 2 * n], updated[2 * n :]
 
 
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:

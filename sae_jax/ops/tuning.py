@@ -58,8 +58,8 @@ TOP_K_BLOCK = 16
 # kernel, without and with the loops in C++; those which score members, and that which encodes
 # samples for the scores of latents; floating-point operations a second that a step of the dense
 # kernel reaches there with all else it does, and that one core reaches while it scores. What
-# padding costs is weighed against what it spares. Of two cores; constants, since a plan by the clock
-# would change results.
+# padding costs is weighed against what it spares. Of two cores; constants, since a plan by the
+# clock would change results.
 CPU_SECONDS_PER_PROGRAM = {"dense": 3.5, "firing_rows": 4.8, "selected_rows": 4.8}
 NATIVE_SECONDS_PER_PROGRAM = {"dense": 2.3, "firing_rows": 3.6, "selected_rows": 1.9}
 CPU_SECONDS_PER_SCORING = 1.6

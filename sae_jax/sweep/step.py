@@ -60,9 +60,9 @@ class Program:
 
     @property
     def steps_in_one_pass(self) -> bool:
-        """Whether parameters are updated by a loop in C++: of one member, whole on one CPU."""
-        on_cpu = self.placement.platform == "cpu" and not self.placement.divides_members
-        return on_cpu and self.sequential and self.optimizer is adam and native.is_built()
+        """Whether a CPU updates the parameters of a member, all in one place, by a loop in C++."""
+        is_whole = self.sequential and not self.placement.divides_members
+        return is_whole and self.optimizer is adam and native.is_built()
 
     def bound_kernel(self) -> Kernel:
         """The kernel with what is static bound to it."""

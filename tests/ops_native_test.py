@@ -1,0 +1,163 @@
+"""The loops in C++ against NumPy, and where they are missing or of another version."""
+
+import importlib.util
+import shutil
+import sysconfig
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_jax.ops import native
+
+COMPILER = shutil.which(sysconfig.get_config_var("CXX").split()[0])
+needs_loops = pytest.mark.skipif(
+    not native.is_built(), reason="the loops in C++ are not built: there was no compiler for them"
+)
+
+# Few samples for many rows, which are read in place; many for few, of which panels are copied.
+SIZES = st.sampled_from([(5, 3, 300, 200), (64, 9, 40, 7), (40, 17, 33, 130), (9, 1, 1, 1)])
+
+
+@st.composite
+def selections(draw):
+    """Values and indices `[b, k]`, some of them none's, rows `[F, D]` and samples `[b, D]`."""
+    b, k, num_rows, width = draw(SIZES)
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    indices = rng.integers(0, num_rows + draw(st.integers(0, num_rows)), (b, k))
+    indices = np.minimum(indices, num_rows).astype(np.int32)
+    values = np.where(indices < num_rows, rng.normal(size=(b, k)), 0)
+    rows, x = rng.normal(size=(num_rows, width)), rng.normal(size=(b, width))
+    return values.astype(np.float32), indices, rows.astype(np.float32), x.astype(np.float32)
+
+
+def with_none(rows):
+    """Rows in float64, and one of zeros for the index that is none's."""
+    return np.concatenate([rows, np.zeros_like(rows[:1])]).astype(np.float64)
+
+
+@needs_loops
+@settings(max_examples=40, deadline=None)
+@given(selections())
+def test_sums_and_products_of_rows(selection):
+    values, indices, rows, x = selection
+    selected = with_none(rows)[indices]
+    found = jax.jit(native.sum_of_rows)(values, indices, rows)
+    np.testing.assert_allclose(found, np.einsum("bk,bkd->bd", values, selected), atol=2e-5)
+    found = jax.jit(native.products_with_rows)(x, indices, rows)
+    np.testing.assert_allclose(found, np.einsum("bd,bkd->bk", x, selected), atol=1e-4)
+
+    num_latents = len(rows)
+    sums_of = jax.jit(partial(native.sums_over_samples, num_latents=num_latents))
+    sums, totals = sums_of(values, indices, x)
+    selects = (indices[..., None] == np.arange(num_latents)) * values[..., None].astype(np.float64)
+    np.testing.assert_allclose(sums, np.einsum("bkf,bd->fd", selects, x), atol=5e-5)
+    np.testing.assert_allclose(totals, selects.sum((0, 1)), atol=1e-5)
+
+
+@needs_loops
+@settings(max_examples=80, deadline=None)
+@given(
+    num_rows=st.integers(1, 5),
+    width=st.sampled_from([1, 7, 16, 33, 256, 513, 3000]),
+    num_values=st.integers(1, 5000),
+    data=st.data(),
+)
+def test_the_largest_are_those_of_a_stable_sort(num_rows, width, num_values, data):
+    k_max = data.draw(st.integers(1, width))
+    k = data.draw(st.integers(1, k_max))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    # With few distinct values, zero among them, rows are full of ties.
+    values = (rng.integers(0, num_values, (num_rows, width)) / 7).astype(np.float32)
+    found = jax.jit(partial(native.largest, k_max=k_max))(values, k)
+    expected = np.sort(np.argsort(-values, axis=1, kind="stable")[:, :k], axis=1)
+    np.testing.assert_array_equal(found[:, :k], expected)
+    np.testing.assert_array_equal(found[:, k:], width)
+
+
+@needs_loops
+def test_values_that_are_no_numbers_are_the_largest():
+    values = jnp.array([[1.0, jnp.nan, 0.0, jnp.inf, 2.0]], jnp.float32)
+    assert native.largest(values, 3, 4).tolist() == [[1, 3, 4, 5]]
+
+
+@needs_loops
+def test_threads_do_not_change_a_bit():
+    rng = np.random.default_rng(0)
+    values, x = rng.normal(size=(200, 12)), rng.normal(size=(200, 300))
+    indices = np.sort(rng.integers(0, 150, (200, 12)), axis=1).astype(np.int32)
+    rows = rng.normal(size=(150, 300))
+    values, x, rows = (a.astype(np.float32) for a in (values, x, rows))
+
+    def everything(values, indices, x, rows):
+        return (
+            native.largest(jnp.abs(rows), 5, 5),
+            native.sum_of_rows(values, indices, rows),
+            native.products_with_rows(x, indices, rows),
+            native.sums_over_samples(values, indices, x, len(rows)),
+            native.sum_of_rows(values[:1], indices[:1], rows),
+            native.adam(jnp.full(8, 0.5), [x], [x + 1], [x * 2], [x * x]),
+        )
+
+    arguments = values, indices, x, rows
+    alone = jax.jit(everything, compiler_options={"xla_cpu_multi_thread_eigen": False})
+    for one, many in zip(
+        jax.tree.leaves(alone(*arguments)),
+        jax.tree.leaves(jax.jit(everything)(*arguments)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, many)
+
+
+@needs_loops
+def test_members_side_by_side_are_each_member_alone():
+    rng = np.random.default_rng(1)
+    values, rows = rng.normal(size=(3, 20, 4)), rng.normal(size=(3, 9, 33))
+    values, rows = values.astype(np.float32), rows.astype(np.float32)
+    indices = rng.integers(0, 9, (3, 20, 4)).astype(np.int32)
+    together = jax.vmap(native.sum_of_rows)(values, indices, rows)
+    for i in range(3):
+        alone = native.sum_of_rows(values[i], indices[i], rows[i])
+        np.testing.assert_array_equal(together[i], alone)
+
+
+def test_a_package_without_loops_says_nothing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert native.is_built.__wrapped__() is False
+
+
+def test_a_library_that_is_none_is_left_alone(monkeypatch, tmp_path):
+    (tmp_path / "_native.so").write_text("no library")
+    spec = SimpleNamespace(origin=str(tmp_path / "_native.so"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.warns(UserWarning, match="_native.so.*Install the package again"):
+        assert native.is_built.__wrapped__() is False
+
+
+def test_a_library_without_a_function_is_left_alone(monkeypatch):
+    spec = importlib.util.find_spec("_ctypes")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.warns(UserWarning, match="undefined symbol.*Install the package again"):
+        assert native.is_built.__wrapped__() is False
+
+
+@needs_loops
+def test_a_library_for_another_jaxlib_is_left_alone(monkeypatch, tmp_path):
+    header = tmp_path / "xla/ffi/api/c_api.h"
+    header.parent.mkdir(parents=True)
+    header.write_text("#define XLA_FFI_API_MAJOR 0\n\n#define XLA_FFI_API_MINOR 12345\n")
+    monkeypatch.setattr(jax.ffi, "include_dir", lambda: str(tmp_path))
+    with pytest.warns(UserWarning, match=r"is \(0, \d\), that of jaxlib \(0, 12345\)"):
+        assert native.is_built.__wrapped__() is False
+
+
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
+def test_they_are_built_where_there_is_a_compiler():
+    assert Path(COMPILER).exists()
+    assert native.is_built()

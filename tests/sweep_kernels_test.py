@@ -1,0 +1,73 @@
+"""The kernels that are planned where the loops in C++ are built; else see `sweep_plan_test`."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from sae_jax import SAEConfig, TrainConfig, grid
+from sae_jax.ops import native
+from sae_jax.sweep.placement import Placement
+from sae_jax.sweep.plan import plan_sweep
+
+SIZES = {(None, None): (5978, 2048, 2048)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _loops_are_built():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "is_built", lambda: True)
+        yield
+
+
+def kernels_and_widths(configs, **train_config):
+    plan = plan_sweep(configs, SIZES, TrainConfig(**train_config))
+    return [(group.kernel, group.width) for group in plan.groups]
+
+
+@pytest.mark.parametrize(
+    ("d_sae", "k", "dtype", "kernel"),
+    [
+        # 0.42 of each latent and 3 for each kept are as many at d_sae = 5.17 k.
+        (517, 100, "float32", "dense"),
+        (518, 100, "float32", "selected_rows"),
+        (517, 100, "tf32", "dense"),
+        (518, 100, "tf32", "selected_rows"),
+        # 0.62 and 6.3: at d_sae = 16.58 k.
+        (1657, 100, "bfloat16", "dense"),
+        (1658, 100, "bfloat16", "selected_rows"),
+        (16384, 64, "float32", "selected_rows"),
+    ],
+)
+def test_the_kernel_that_was_fastest_is_chosen(d_sae, k, dtype, kernel):
+    config = [SAEConfig(d_sae, k)]
+    assert kernels_and_widths(config, compute_dtype=dtype, epochs=200) == [(kernel, d_sae)]
+
+
+def test_only_a_cpu_has_loops():
+    device = SimpleNamespace(process_index=0, platform="gpu", memory_stats=lambda: None)
+    plan = plan_sweep([SAEConfig(512, 8)], SIZES, TrainConfig(), Placement((device,)))
+    assert [group.kernel for group in plan.groups] == ["dense"]
+
+
+def test_members_of_an_auxiliary_loss_are_dense():
+    assert kernels_and_widths(grid(d_sae=512, k=8, k_anneal_steps=9)) == [("dense", 512)]
+
+
+# A latent takes p = 10 * 2048 * 5978 / 1.6e11 = 0.000765 seconds an epoch on the dense kernel;
+# programs of a width compile for 2.3 seconds there, and for 1.9 on selected rows.
+def test_a_member_that_keeps_many_joins_larger_ones_where_a_program_costs_more():
+    # Both on selected rows take 1.9 + (2 * 0.42 * 512 + 3 * 208) p E = 1.9 + 1054 p E seconds, and
+    # the larger k on the dense kernel 4.2 + (239 + 512) p E.
+    configs = [SAEConfig(512, 8), SAEConfig(512, 200, seed=1)]
+    assert kernels_and_widths(configs, epochs=9) == [("selected_rows", 512)]
+    assert kernels_and_widths(configs, epochs=11) == [("selected_rows", 512), ("dense", 512)]
+
+
+def test_a_small_member_is_padded_where_a_program_costs_more():
+    # 448 padding latents cost 0.42 each, or 1.9 seconds for a width of their own.
+    configs = [SAEConfig(512, 8), SAEConfig(64, 8, seed=1)]
+    assert kernels_and_widths(configs, epochs=13) == [("selected_rows", 512)]
+    assert kernels_and_widths(configs, epochs=14) == [("selected_rows", 512), ("selected_rows", 64)]
+    (group,) = plan_sweep(configs, SIZES, TrainConfig(epochs=1)).groups
+    assert group.padding == pytest.approx(0.42 * 448 / 1024)
+    assert group.k_max == 8
