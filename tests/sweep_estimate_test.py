@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 import sae_jax
-from sae_jax.ops.tuning import CPU_FIRING_SHARE, CPU_HELP, CPU_SECONDS_OF_WORK
+from sae_jax.ops import native
+from sae_jax.ops.tuning import (
+    CPU_FIRING_SHARE,
+    CPU_HELP,
+    CPU_SECONDS_OF_WORK,
+    NATIVE_SECONDS_OF_WORK,
+)
 from sae_jax.sweep.estimate import Work, seconds_of, work_of
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import Group, Plan
@@ -53,7 +59,8 @@ def test_only_the_encoder_multiplies_latents_that_do_not_fire_or_are_not_selecte
     assert firing.products == pytest.approx(dense * (1 + 4 * CPU_FIRING_SHARE) / 5)
     assert (firing.programs, firing.firing_programs) == (1, 1)
     selected = work(group(0, kernel="selected_rows", k_max=4))
-    assert selected.products == pytest.approx(dense * (32 + 4 * 4) / (5 * 32))
+    assert selected.products == pytest.approx(dense / 5)
+    assert selected.row_products == pytest.approx(2 * 3 * 120 * 4 * 16 * 4 / CPU_HELP)
 
 
 def test_groups_of_equal_shapes_compile_once():
@@ -71,12 +78,14 @@ def test_groups_of_one_scored_width_compile_scoring_once():
     )
 
 
-def test_the_seconds_are_those_of_each_kind_of_work_added_up():
-    for kind, seconds in zip(Work._fields, CPU_SECONDS_OF_WORK, strict=True):
+@pytest.mark.parametrize(
+    ("is_built", "constants"), [(True, NATIVE_SECONDS_OF_WORK), (False, CPU_SECONDS_OF_WORK)]
+)
+def test_the_seconds_are_those_of_each_kind_of_work_added_up(is_built, constants, monkeypatch):
+    monkeypatch.setattr(native, "is_built", lambda: is_built)
+    for kind, seconds in zip(Work._fields, constants, strict=True):
         assert seconds_of(Work(**{kind: 2.0})) == pytest.approx(2 * seconds)
-    assert seconds_of(Work(programs=1.0, steps=1.0)) == pytest.approx(
-        CPU_SECONDS_OF_WORK[0] + CPU_SECONDS_OF_WORK[3]
-    )
+    assert seconds_of(Work(programs=1.0, steps=1.0)) == pytest.approx(constants[0] + constants[3])
 
 
 def test_a_plan_ends_with_the_time_that_it_should_take():

@@ -61,34 +61,45 @@ struct AdamNumbers {
   float mean_decay, mean_share, square_decay, square_share, epsilon, rate, mean_scale, square_scale;
 };
 
+// The loops for each instruction set, with as many numbers as an instruction of it takes.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define HAS_LEVELS 1
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4")
 namespace v4 {
+constexpr int64_t kLanes = 16;
 #include "native_loops.h"
 }
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")
 namespace v3 {
+constexpr int64_t kLanes = 8;
 #include "native_loops.h"
 }
 #pragma GCC pop_options
 #endif
 namespace any {
+constexpr int64_t kLanes = 4;
 #include "native_loops.h"
 }
 
 // Calls a loop with the widest instructions that the processor has.
 #ifdef HAS_LEVELS
+bool has_v4() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl");
+}
+bool has_v3() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi2");
+}
 int level() {
-  static const int found = __builtin_cpu_supports("x86-64-v4")   ? 4
-                           : __builtin_cpu_supports("x86-64-v3") ? 3
-                                                                 : 0;
+  static const int found = !has_v3() ? 0 : has_v4() ? 4 : 3;
   return found;
 }
-#define WIDEST(loop, ...)              \
+#define WIDEST(loop, ...)                 \
   (level() == 4   ? v4::loop(__VA_ARGS__) \
    : level() == 3 ? v3::loop(__VA_ARGS__) \
                   : any::loop(__VA_ARGS__))

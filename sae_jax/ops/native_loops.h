@@ -2,8 +2,7 @@
 //
 // Included by native.cc once for each instruction set, inside a namespace of its own.
 
-// As many numbers as one instruction takes at most; where it takes fewer, the compiler divides them.
-constexpr int64_t kLanes = 16;
+// The compiler would take wider ones apart, and keep the parts in memory.
 typedef float Lanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t IntLanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
@@ -67,23 +66,27 @@ void sums_of_panel(const Entries& entries, Matrix rows, int64_t first, int64_t l
   }
 }
 
-typedef float Quarter __attribute__((vector_size(kLanes)));
+typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t FourIndices __attribute__((vector_size(16)));
+
+#ifdef __clang__
+#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, FourIndices{__VA_ARGS__})
+#endif
 
 // The sums of the lanes of each of four.
-inline Quarter sums_of_lanes(const Lanes* lanes) {
-#define PAIRS(a, b)                                                                               \
-  (__builtin_shufflevector(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +     \
-   __builtin_shufflevector(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
-  const Lanes low = PAIRS(lanes[0], lanes[1]), high = PAIRS(lanes[2], lanes[3]);
-#undef PAIRS
-  const Lanes sums =
-      __builtin_shufflevector(low, high, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-      __builtin_shufflevector(low, high, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-  return (__builtin_shufflevector(sums, sums, 0, 1, 2, 3) +
-          __builtin_shufflevector(sums, sums, 4, 5, 6, 7)) +
-         (__builtin_shufflevector(sums, sums, 8, 9, 10, 11) +
-          __builtin_shufflevector(sums, sums, 12, 13, 14, 15));
+inline Four sums_of_lanes(const Lanes* lanes) {
+  Four sums[4] = {};
+  for (int r = 0; r < 4; ++r)
+    for (int64_t i = 0; i < kLanes / 4; ++i) sums[r] += reinterpret_cast<const Four*>(lanes + r)[i];
+  const auto pairs = [](Four a, Four b) {
+    return SHUFFLED(a, b, 0, 4, 2, 6) + SHUFFLED(a, b, 1, 5, 3, 7);
+  };
+  const Four low = pairs(sums[0], sums[1]), high = pairs(sums[2], sums[3]);
+  return SHUFFLED(low, high, 0, 1, 4, 5) + SHUFFLED(low, high, 2, 3, 6, 7);
 }
+#undef SHUFFLED
 
 // Adds to `products` those of x with each of the rows, all of `width` numbers.
 inline void add_products(const float* x, const float* rows, int64_t stride, int64_t width,
@@ -96,8 +99,8 @@ inline void add_products(const float* x, const float* rows, int64_t stride, int6
     int64_t c = 0;
     for (; c + kLanes <= width; c += kLanes)
       for (int r = 0; r < kRows; ++r) lanes[r] += LOAD(x + c) * LOAD(row[r] + c);
-    Quarter total = sums_of_lanes(lanes);
-    for (; c < width; ++c) total += x[c] * Quarter{row[0][c], row[1][c], row[2][c], row[3][c]};
+    Four total = sums_of_lanes(lanes);
+    for (; c < width; ++c) total += x[c] * Four{row[0][c], row[1][c], row[2][c], row[3][c]};
     for (int r = 0; r < kRows && j + r < num; ++r) products[j + r] += total[r];
   }
 }

@@ -7,10 +7,12 @@ import numpy as np
 
 from sae_jax.activations.slices import DataSlice
 from sae_jax.configs import SAEConfig, TrainConfig
+from sae_jax.ops import native
 from sae_jax.ops.tuning import (
     CPU_FIRING_SHARE,
     CPU_HELP,
     CPU_SECONDS_OF_WORK,
+    NATIVE_SECONDS_OF_WORK,
 )
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import VALIDATION_SHARE, Group, Plan
@@ -24,8 +26,10 @@ class Work(NamedTuple):
       firing_programs: those among them with the kernel on firing rows, which compiles longer.
       scoring_programs: different shapes in which members are scored.
       steps: steps of members.
-      products: floating-point operations of their products in float32.
+      products: floating-point operations of their products in float32, but for those with rows that
+        samples select.
       bfloat16_products: the same in bfloat16.
+      row_products: those of products with rows that samples select.
       activations: pre-activations that latents are selected from.
       parameters: parameters that the optimizer updates.
       scores: floating-point operations of scoring.
@@ -37,6 +41,7 @@ class Work(NamedTuple):
     steps: float = 0.0
     products: float = 0.0
     bfloat16_products: float = 0.0
+    row_products: float = 0.0
     activations: float = 0.0
     parameters: float = 0.0
     scores: float = 0.0
@@ -87,8 +92,9 @@ def _work_of_group(
     in_others = {
         "dense": group.width,
         "firing_rows": CPU_FIRING_SHARE * mean_size,
-        "selected_rows": group.k_max or group.width,
+        "selected_rows": 0.0,
     }[group.kernel]
+    selected = (group.k_max or 0) if group.kernel == "selected_rows" else 0
     products = 2 * samples * (d_in * group.width + 4 * d_out * in_others) / help_of_others
     in_bfloat16 = train_config.compute_dtype == "bfloat16"
     scored_width = group.scored_width or group.width
@@ -97,6 +103,7 @@ def _work_of_group(
         steps=steps,
         products=0.0 if in_bfloat16 else products,
         bfloat16_products=products if in_bfloat16 else 0.0,
+        row_products=8 * samples * d_out * selected / help_of_others,
         activations=samples * group.width,
         parameters=steps * (d_in + d_out) * group.width,
         scores=2 * turns * scored_width * scored,
@@ -110,4 +117,5 @@ def seconds_of(work: Work) -> float:
     speed of products in the moment of planning is left out: on shared cores it varies by a factor
     of two from one second to the next, and the seconds of a sweep do not.
     """
-    return float(np.dot(work, CPU_SECONDS_OF_WORK))
+    seconds = NATIVE_SECONDS_OF_WORK if native.is_built() else CPU_SECONDS_OF_WORK
+    return float(np.dot(work, seconds))
