@@ -52,8 +52,10 @@ def kernels_of(
     ]
     if train_config.kernel != "auto":
         return kernels
-    joins = [may_join and _sparse() in _serving(config, placement) for config in configs]
-    return _worth_compiling(kernels, configs, data_sizes, train_config, joins)
+    serves = [_sparse() in _serving(config, placement) for config in configs]
+    return _worth_compiling(
+        kernels, configs, data_sizes, train_config, placement, serves=serves, may_join=may_join
+    )
 
 
 def _serving(config: SAEConfig, placement: Placement) -> tuple[str, ...]:
@@ -81,7 +83,7 @@ def _kernel(config: SAEConfig, d_in: int, train_config: TrainConfig, placement: 
     dtype, d_sae, k = train_config.compute_dtype, config.d_sae, config.k
     if "selected_rows" in serving and k is not None:
         if native.is_built():
-            pays = latents_of("selected_rows", dtype, d_sae, k) < d_sae
+            pays = latents_of("selected_rows", dtype, config) < d_sae
         else:
             pays = d_sae >= max(SELECTED_MIN_D_SAE, SELECTED_MIN_RATIO[dtype] * k)
         if pays:
@@ -100,7 +102,10 @@ def _worth_compiling(
     configs: Sequence[SAEConfig],
     data_sizes: Mapping[DataSlice, tuple[int, int, int]],
     train_config: TrainConfig,
-    may_join: Sequence[bool],
+    placement: Placement,
+    *,
+    serves: Sequence[bool],
+    may_join: bool,
 ) -> list[str]:
     """The kernel of each member with which compiling and training together take least.
 
@@ -112,19 +117,21 @@ def _worth_compiling(
       configs: the members.
       data_sizes: as in `plan_sweep`.
       train_config: for epochs and `data_seed`.
-      may_join: which members may join larger ones; without any, no member is taken to be padded.
+      placement: where they are trained.
+      serves: whether such a kernel computes what a member trains on.
+      may_join: whether members may join larger ones; else none is taken to be padded.
     """
     batches = [(config.data_slice, train_config.data_seed_of(config)) for config in configs]
     sparse = _sparse()
-    spares = [kernel == sparse for kernel in kernels]
+    is_sparse = [kernel == sparse for kernel in kernels]
     alike: dict[Any, list[int]] = defaultdict(list)
     for i, config in enumerate(configs):
-        if spares[i] or (may_join[i] and kernels[i] == "dense"):
+        if is_sparse[i] or (serves[i] and may_join and kernels[i] == "dense"):
             alike[config.template, data_sizes[config.data_slice]].append(i)
     chosen = list(kernels)
     for (_, data_size), members in alike.items():
         # A group sees the same batches.
-        joined = {batches[i] for i in members if spares[i]}
+        joined = {batches[i] for i in members if is_sparse[i]}
         choices = [
             {i: kernels[i] for i in members},
             dict.fromkeys(members, "dense"),
@@ -132,12 +139,13 @@ def _worth_compiling(
         ]
         seconds_of = partial(
             _seconds,
-            spares=spares,
+            is_sparse=is_sparse,
             batches=batches,
             configs=configs,
             dtype=train_config.compute_dtype,
             seconds_per_latent=seconds_per_latent(data_size, train_config),
-            are_padded=any(may_join),
+            at_once=placement.shape[0],
+            are_padded=may_join,
         )
         for i, kernel in min(choices, key=seconds_of).items():
             chosen[i] = kernel
@@ -147,49 +155,92 @@ def _worth_compiling(
 def _seconds(
     choice: Mapping[int, str],
     *,
-    spares: Sequence[bool],
+    is_sparse: Sequence[bool],
     batches: Sequence[Any],
     configs: Sequence[SAEConfig],
     dtype: ComputeDtype,
     seconds_per_latent: float,
+    at_once: int,
     are_padded: bool,
 ) -> float:
     """What a CPU takes to compile and train members with a choice of kernels."""
-    groups: dict[tuple[str, Any], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, Any], list[SAEConfig]] = defaultdict(list)
     latents, compiling = 0.0, 0.0
     for i, kernel in choice.items():
-        config = configs[i]
-        groups[kernel, batches[i]].append(config.d_sae)
-        # A member that only joins others is not known to be spared anything.
-        spared = kernel == "selected_rows" or spares[i]
-        latents += latents_of(kernel if spared else "dense", dtype, config.d_sae, config.k or 0)
+        groups[kernel, batches[i]].append(configs[i])
+        # A member that only joins those on firing rows is not known to be spared anything.
+        is_spared = kernel != "firing_rows" or is_sparse[i]
+        latents += latents_of(kernel if is_spared else "dense", dtype, configs[i])
     # Groups of the same sizes share their programs.
-    sharing = Counter((kernel, tuple(sorted(sizes))) for (kernel, _), sizes in groups.items())
-    for (kernel, sizes), number in sharing.items():
-        cost, program = padding_cost(kernel, dtype), program_seconds(kernel)
+    sharing = Counter(_sizes(kernel, some) for (kernel, _), some in groups.items())
+    for (kernel, _), some in groups.items():
+        sizes = [config.d_sae for config in some]
+        number = sharing[_sizes(kernel, some)]
         widths = {size: size for size in sizes}
         if are_padded:
-            widths = cheapest_widths(sizes, cost * seconds_per_latent, program / number)
-        latents += number * cost * sum(widths[size] - size for size in sizes)
-        compiling += program * len(set(widths.values()))
+            widths = widths_of(kernel, dtype, some, seconds_per_latent, number, at_once)
+        latents += padding_cost(kernel, dtype) * sum(widths[size] - size for size in sizes)
+        for width in set(widths.values()):
+            num_members = sum(widths[size] == width for size in sizes)
+            latents += _idle_cost(kernel, dtype, some) * width * (-num_members % at_once)
+        compiling += program_seconds(kernel) / number * len(set(widths.values()))
     return latents * seconds_per_latent + compiling
 
 
-def latents_of(kernel: str, dtype: ComputeDtype, d_sae: int, k: int) -> float:
+def _sizes(kernel: str, members: Sequence[SAEConfig]) -> tuple[str, tuple[int, ...]]:
+    return kernel, tuple(sorted(config.d_sae for config in members))
+
+
+def widths_of(
+    kernel: str,
+    dtype: ComputeDtype,
+    members: Sequence[SAEConfig],
+    seconds_per_latent: float,
+    num_sharing: int,
+    at_once: int,
+) -> dict[int, int]:
+    """The width, by d_sae, with which a CPU trains members of one kernel in the least time.
+
+    Args:
+      kernel: their kernel.
+      dtype: how products are computed.
+      members: the members, which see the same batches.
+      seconds_per_latent: see the function of that name.
+      num_sharing: how many groups of such sizes share their programs.
+      at_once: how many members train at a time.
+    """
+    return cheapest_widths(
+        [config.d_sae for config in members],
+        padding_cost(kernel, dtype) * seconds_per_latent,
+        program_seconds(kernel) / num_sharing,
+        at_once,
+        _idle_cost(kernel, dtype, members) * seconds_per_latent,
+    )
+
+
+def _idle_cost(kernel: str, dtype: ComputeDtype, members: Sequence[SAEConfig]) -> float:
+    """What a latent of a member costs on average, in relation to one of the dense kernel."""
+    latents = sum(latents_of(kernel, dtype, config) for config in members)
+    return latents / sum(config.d_sae for config in members)
+
+
+def latents_of(kernel: str, dtype: ComputeDtype, config: SAEConfig) -> float:
     """How many latents take the dense kernel as long as a member takes another kernel on a CPU."""
     if kernel == "firing_rows":
-        return (1.0 - FIRING_GAIN) * d_sae
+        return (1.0 - FIRING_GAIN) * config.d_sae
     if kernel == "selected_rows" and native.is_built():
         of_each, of_selected = NATIVE_SELECTED_COST[dtype]
-        return of_each * d_sae + of_selected * k
-    return d_sae
+        return of_each * config.d_sae + of_selected * (config.k or 0)
+    return config.d_sae
 
 
 def padding_cost(kernel: str, dtype: ComputeDtype) -> float:
     """What a padding latent costs in relation to one of the dense kernel."""
     if kernel == "firing_rows":
         return FIRING_PADDING_COST
-    return latents_of(kernel, dtype, 1, 0)
+    return (
+        NATIVE_SELECTED_COST[dtype][0] if kernel == "selected_rows" and native.is_built() else 1.0
+    )
 
 
 def program_seconds(kernel: str) -> float:

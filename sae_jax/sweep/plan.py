@@ -18,8 +18,8 @@ from sae_jax.ops.tuning import (
 from sae_jax.sweep.kernels import (
     kernels_of,
     padding_cost,
-    program_seconds,
     seconds_per_latent,
+    widths_of,
 )
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.streamed import NUM_READERS
@@ -194,12 +194,11 @@ def plan_sweep(
         data_slice, kernel, _, _ = key
         widths: dict[int, int] = {}
         if weighs:
-            seconds = seconds_per_latent(data_sizes[data_slice], train_config)
-            num_sharing = sharing[_shared_program(key, members, configs, data_sizes)]
-            widths = cheapest_widths(
-                [configs[i].d_sae for i in members],
-                padding_cost(kernel, dtype) * seconds,
-                program_seconds(kernel) / num_sharing,
+            widths = widths_of(
+                *(kernel, dtype, [configs[i] for i in members]),
+                seconds_per_latent(data_sizes[data_slice], train_config),
+                sharing[_shared_program(key, members, configs, data_sizes)],
+                placement.shape[0],
             )
         group_of = partial(
             any_group, data_slice=data_slice, data_size=data_sizes[data_slice], kernel=kernel

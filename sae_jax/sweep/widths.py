@@ -5,7 +5,11 @@ from collections.abc import Sequence
 
 
 def cheapest_widths(
-    sizes: Sequence[int], seconds_per_latent: float, seconds_per_program: float
+    sizes: Sequence[int],
+    seconds_per_latent: float,
+    seconds_per_program: float,
+    at_once: int = 1,
+    seconds_per_idle_latent: float = 0.0,
 ) -> dict[int, int]:
     """The width to which members of each size are padded, so that all take the least time.
 
@@ -17,6 +21,10 @@ def cheapest_widths(
       sizes: dictionary size of each member.
       seconds_per_latent: what training costs for each latent that only pads a member.
       seconds_per_program: what compiling costs for each width.
+      at_once: how many members of a width train at a time. If those of a width are no multiple of
+        it, some devices have nothing to do meanwhile.
+      seconds_per_idle_latent: what a device that has nothing to do costs for each latent of those
+        that the others train.
 
     Returns:
       The width by size, itself one of the sizes.
@@ -25,13 +33,15 @@ def cheapest_widths(
     # By how many of the smallest sizes: the least seconds, and the sizes that have programs.
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for last, (width, _) in enumerate(distinct):
-        padding, choices = 0, []
+        padding, num_members, choices = 0, 0, []
         for first in range(last, -1, -1):
             size, count = distinct[first]
             padding += count * (width - size)
+            num_members += count
+            idle = -num_members % at_once * width
             before, widths = best[first]
-            seconds = before + seconds_per_program + seconds_per_latent * padding
-            choices.append((seconds, (*widths, width)))
+            seconds = seconds_per_latent * padding + seconds_per_idle_latent * idle
+            choices.append((before + seconds_per_program + seconds, (*widths, width)))
         best.append(min(choices))
     widths = best[-1][1]
     return {size: next(width for width in widths if width >= size) for size, _ in distinct}
