@@ -9,6 +9,7 @@ from sae_jax.ops import native
 from sae_jax.sweep.placement import Placement
 from sae_jax.sweep.plan import plan_sweep
 
+CPU = SimpleNamespace(process_index=0, platform="cpu", memory_stats=lambda: None)
 SIZES = {(None, None): (5978, 2048, 2048)}
 
 
@@ -27,11 +28,11 @@ def kernels_and_widths(configs, **train_config):
 @pytest.mark.parametrize(
     ("d_sae", "k", "dtype", "kernel"),
     [
-        # 0.42 of each latent and 3 for each kept are as many at d_sae = 5.17 k.
-        (517, 100, "float32", "dense"),
-        (518, 100, "float32", "selected_rows"),
-        (517, 100, "tf32", "dense"),
-        (518, 100, "tf32", "selected_rows"),
+        # 0.42 of each latent and 2 for each kept are as many at d_sae = 3.45 k.
+        (344, 100, "float32", "dense"),
+        (345, 100, "float32", "selected_rows"),
+        (344, 100, "tf32", "dense"),
+        (345, 100, "tf32", "selected_rows"),
         # 0.62 and 6.3: at d_sae = 16.58 k.
         (1657, 100, "bfloat16", "dense"),
         (1658, 100, "bfloat16", "selected_rows"),
@@ -55,12 +56,16 @@ def test_members_of_an_auxiliary_loss_are_dense():
 
 # A latent takes p = 10 * 2048 * 5978 / 1.6e11 = 0.000765 seconds an epoch on the dense kernel;
 # programs of a width compile for 2.3 seconds there, and for 1.9 on selected rows.
-def test_a_member_that_keeps_many_joins_larger_ones_where_a_program_costs_more():
-    # Both on selected rows take 1.9 + (2 * 0.42 * 512 + 3 * 208) p E = 1.9 + 1054 p E seconds, and
-    # the larger k on the dense kernel 4.2 + (239 + 512) p E.
-    configs = [SAEConfig(512, 8), SAEConfig(512, 200, seed=1)]
-    assert kernels_and_widths(configs, epochs=9) == [("selected_rows", 512)]
-    assert kernels_and_widths(configs, epochs=11) == [("selected_rows", 512), ("dense", 512)]
+def test_a_member_that_keeps_many_joins_others_where_a_program_costs_more():
+    # Both on selected rows take 1.9 + (2 * 0.42 * 512 + 2 * 288) p E = 1.9 + 1006.1 p E seconds,
+    # and the larger k on the dense kernel 4.2 + (231 + 512) p E.
+    configs = [SAEConfig(512, 8), SAEConfig(512, 280, seed=1)]
+    assert kernels_and_widths(configs, epochs=11) == [("selected_rows", 512)]
+    assert kernels_and_widths(configs, epochs=12) == [("selected_rows", 512), ("dense", 512)]
+    # On two cores one would have nothing to do while the other trains either.
+    two = Placement((CPU, CPU), (2, 1, 1))
+    (group,) = plan_sweep(configs, SIZES, TrainConfig(epochs=200), two).groups
+    assert group.kernel == "selected_rows"
 
 
 def test_a_small_member_is_padded_where_a_program_costs_more():
@@ -68,6 +73,9 @@ def test_a_small_member_is_padded_where_a_program_costs_more():
     configs = [SAEConfig(512, 8), SAEConfig(64, 8, seed=1)]
     assert kernels_and_widths(configs, epochs=13) == [("selected_rows", 512)]
     assert kernels_and_widths(configs, epochs=14) == [("selected_rows", 512), ("selected_rows", 64)]
+    # Alone on two cores the larger costs as much again, 0.42 * 512 + 16, which padding does not.
+    two = Placement((CPU, CPU), (2, 1, 1))
+    assert len(plan_sweep(configs, SIZES, TrainConfig(epochs=10_000), two).groups) == 1
     (group,) = plan_sweep(configs, SIZES, TrainConfig(epochs=1)).groups
     assert group.padding == pytest.approx(0.42 * 448 / 1024)
     assert group.k_max == 8

@@ -423,18 +423,26 @@ def test_a_member_among_devices_has_the_dense_kernel(shape):
     assert group.kernel == "selected_rows"
 
 
-def seconds_of(sizes, widths, per_latent, per_program):
+def seconds_of(sizes, widths, per_latent, per_program, at_once, per_idle_latent):
     padding = sum(widths[size] - size for size in sizes)
-    return per_latent * padding + per_program * len(set(widths.values()))
+    seconds = per_latent * padding + per_program * len(set(widths.values()))
+    for width in set(widths.values()):
+        turns = np.ceil(sum(widths[size] == width for size in sizes) / at_once)
+        idle = turns * at_once - sum(widths[size] == width for size in sizes)
+        seconds += per_idle_latent * idle * width
+    return seconds
 
 
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8),
     per_latent=st.floats(0.01, 10),
     per_program=st.floats(0.01, 100),
+    at_once=st.integers(1, 3),
+    per_idle_latent=st.floats(0, 10),
 )
-def test_no_choice_of_widths_is_cheaper(sizes, per_latent, per_program):
-    widths = cheapest_widths(sizes, per_latent, per_program)
+def test_no_choice_of_widths_is_cheaper(sizes, per_latent, per_program, at_once, per_idle_latent):
+    costs = per_latent, per_program, at_once, per_idle_latent
+    widths = cheapest_widths(sizes, *costs)
     assert all(widths[size] >= size and widths[size] in sizes for size in sizes)
     distinct = sorted(set(sizes))
     every_choice = (
@@ -443,8 +451,8 @@ def test_no_choice_of_widths_is_cheaper(sizes, per_latent, per_program):
         for smaller in itertools.combinations(distinct[:-1], number)
         for chosen in [(*smaller, distinct[-1])]
     )
-    least = min(seconds_of(sizes, each, per_latent, per_program) for each in every_choice)
-    assert seconds_of(sizes, widths, per_latent, per_program) == pytest.approx(least)
+    least = min(seconds_of(sizes, each, *costs) for each in every_choice)
+    assert seconds_of(sizes, widths, *costs) == pytest.approx(least)
 
 
 def test_a_short_sweep_compiles_fewer_programs_than_a_long_one():

@@ -13,8 +13,8 @@ def cheapest_widths(
 ) -> dict[int, int]:
     """The width to which members of each size are padded, so that all take the least time.
 
-    Sizes of one width lie beside each other, since padding a size past another that has a program
-    already gains nothing. So the best division of the smallest sizes is found for ever more
+    Sizes of one width lie beside each other: a size is never padded past another that has a program
+    already. So the best division of the smallest sizes is found for ever more
     of them, each from those before, in time quadratic in the number of different sizes.
 
     Args:
