@@ -80,15 +80,14 @@ def _kernel(config: SAEConfig, d_in: int, train_config: TrainConfig, placement: 
         return train_config.kernel
     if placement.platform != "cpu":
         return "dense"
-    dtype, d_sae, k = train_config.compute_dtype, config.d_sae, config.k
-    if "selected_rows" in serving and k is not None:
-        if native.is_built():
-            pays = latents_of("selected_rows", dtype, config) < d_sae
-        else:
-            pays = d_sae >= max(SELECTED_MIN_D_SAE, SELECTED_MIN_RATIO[dtype] * k)
-        if pays:
-            return "selected_rows"
-    pays = dtype != "bfloat16" and d_in * d_sae >= FIRING_MIN_WEIGHTS and not native.is_built()
+    dtype, d_sae = train_config.compute_dtype, config.d_sae
+    k = config.k if "selected_rows" in serving else None
+    if k is not None and native.is_built():
+        is_faster = latents_of("selected_rows", dtype, config) < d_sae
+        return "selected_rows" if is_faster else "dense"
+    if k is not None and d_sae >= max(SELECTED_MIN_D_SAE, SELECTED_MIN_RATIO[dtype] * k):
+        return "selected_rows"
+    pays = dtype != "bfloat16" and d_in * d_sae >= FIRING_MIN_WEIGHTS
     return "firing_rows" if pays and "firing_rows" in serving else "dense"
 
 

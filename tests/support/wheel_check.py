@@ -1,5 +1,6 @@
 """Trains two members with the installed package, far from the checkout."""
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -8,12 +9,15 @@ from pathlib import Path
 import numpy as np
 
 import sae_jax
+from sae_jax.ops import native
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 package = Path(sae_jax.__file__).resolve()
 assert "site-packages" in package.parts and CHECKOUT / "sae_jax" not in package.parents, package
 assert (package.parent / "py.typed").exists()
 assert (package.parent / "report/dashboard/assets/page.html.jinja").exists()
+if shutil.which("c++"):
+    assert native.is_built(), "the loops in C++ are not in the wheel"
 listed = subprocess.run([Path(sys.executable).with_name("sae-jax")], capture_output=True, text=True)
 assert "Which libraries can open this SAE?" in listed.stdout, listed
 
