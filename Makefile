@@ -4,7 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# Installing compiles them.
+# Installing compiles these, for the jaxlib that is pinned.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 LOOPS := sae_jax/ops/native.cc sae_jax/ops/native_loops.h
 
 .PHONY: demo study test test-slow test-formats test-wheel mutants lint docs bench clean
@@ -21,7 +23,7 @@ test: .venv/demo .venv/test
 
 # Builds the wheel, installs it where the checkout is not, and trains two members with it.
 test-wheel:
-	rm -rf .venv-wheel build/wheel
+	rm -rf .venv-wheel build/wheel build/lib* build/temp*
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	.venv-wheel/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl

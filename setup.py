@@ -48,12 +48,14 @@ def native_loops() -> list[Extension]:
         import jaxlib
     except ImportError:
         return []
+    headers = Path(jaxlib.__file__).with_name("include")
     return [
         Extension(
             "sae_jax.ops._native",
             ["sae_jax/ops/native.cc"],
-            depends=["sae_jax/ops/native_loops.h"],
-            include_dirs=[str(Path(jaxlib.__file__).with_name("include"))],
+            # With another jaxlib they have to be compiled again.
+            depends=["sae_jax/ops/native_loops.h", str(headers / "xla/ffi/api/c_api.h")],
+            include_dirs=[str(headers)],
             extra_compile_args=[
                 "-std=c++17",
                 "-O3",

@@ -85,6 +85,8 @@ def test_the_largest_are_those_of_a_stable_sort(num_rows, width, num_values, dat
 def test_values_that_are_no_numbers_are_the_largest():
     values = jnp.array([[1.0, jnp.nan, 0.0, jnp.inf, 2.0]], jnp.float32)
     assert native.largest(values, 3, 4).tolist() == [[1, 3, 4, 5]]
+    with_sign = jax.lax.bitcast_convert_type(jnp.full((1, 40), 0xFFC00000, jnp.uint32), jnp.float32)
+    assert native.largest(with_sign, 3, 3).tolist() == [[0, 1, 2]]
 
 
 @needs_loops
@@ -136,14 +138,14 @@ def test_a_library_that_is_none_is_left_alone(monkeypatch, tmp_path):
     (tmp_path / "_native.so").write_text("no library")
     spec = SimpleNamespace(origin=str(tmp_path / "_native.so"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.warns(UserWarning, match="_native.so.*Install the package again"):
+    with pytest.warns(UserWarning, match="_native.so.*no-build-isolation"):
         assert native.is_built.__wrapped__() is False
 
 
 def test_a_library_without_a_function_is_left_alone(monkeypatch):
     spec = importlib.util.find_spec("_ctypes")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.warns(UserWarning, match="undefined symbol.*Install the package again"):
+    with pytest.warns(UserWarning, match="undefined symbol.*no-build-isolation"):
         assert native.is_built.__wrapped__() is False
 
 
@@ -154,6 +156,9 @@ def test_a_library_for_another_jaxlib_is_left_alone(monkeypatch, tmp_path):
     header.write_text("#define XLA_FFI_API_MAJOR 0\n\n#define XLA_FFI_API_MINOR 12345\n")
     monkeypatch.setattr(jax.ffi, "include_dir", lambda: str(tmp_path))
     with pytest.warns(UserWarning, match=r"is \(0, \d\), that of jaxlib \(0, 12345\)"):
+        assert native.is_built.__wrapped__() is False
+    header.write_text("of another kind")
+    with pytest.warns(UserWarning, match="no-build-isolation"):
         assert native.is_built.__wrapped__() is False
 
 

@@ -77,5 +77,5 @@ def test_a_small_member_is_padded_where_a_program_costs_more():
     two = Placement((CPU, CPU), (2, 1, 1))
     assert len(plan_sweep(configs, SIZES, TrainConfig(epochs=10_000), two).groups) == 1
     (group,) = plan_sweep(configs, SIZES, TrainConfig(epochs=1)).groups
-    assert group.padding == pytest.approx(0.42 * 448 / 1024)
+    assert group.padding == pytest.approx(0.42 * 448 / (0.42 * 448 + 0.42 * 576 + 2 * 16))
     assert group.k_max == 8

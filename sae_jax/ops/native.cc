@@ -65,14 +65,14 @@ struct AdamNumbers {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define HAS_LEVELS 1
 #pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4")
+#pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,bmi,bmi2")
 namespace v4 {
 constexpr int64_t kLanes = 16;
 #include "native_loops.h"
 }
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
+#pragma GCC target("avx2,fma,bmi,bmi2")
 namespace v3 {
 constexpr int64_t kLanes = 8;
 #include "native_loops.h"

@@ -33,14 +33,13 @@ def is_built() -> bool:
         library = ctypes.cdll.LoadLibrary(found.origin)
         functions = {name: getattr(library, f"sae_jax_{name}") for name in _FUNCTIONS}
         version = library.sae_jax_api_major(), library.sae_jax_api_minor()
-        reason = f"their interface is {version}, that of jaxlib {_api_version()}"
-    except (OSError, AttributeError) as error:
-        version, reason = None, str(error)
-    # XLA would find no CPU at all if it were told of functions of another version.
-    if version != _api_version():
+        # XLA, told of functions for a newer version, would find no CPU at all.
+        if version != _api_version():
+            raise OSError(f"their interface is {version}, that of jaxlib {_api_version()}")
+    except (OSError, AttributeError, IndexError) as error:
         warnings.warn(
-            f"CPUs train slower without the loops of {found.origin}: {reason}. Install the package"
-            " again to build them for this jaxlib",
+            f"CPUs train slower without the loops of {found.origin}: {error}. To build them for"
+            " this jaxlib, install with `pip install --no-build-isolation --no-cache-dir`",
             stacklevel=2,
         )
         return False
@@ -70,8 +69,9 @@ def largest(values: jax.Array, k: jax.Array | int, k_max: int) -> jax.Array:
     Returns:
       int32, `[b, k_max]`; F, which is no index, from the k-th on.
     """
-    # Bits of non-negative floats, read as signed integers, are in the floats' order.
-    bits = lax.bitcast_convert_type(values, jnp.int32)
+    # Bits of non-negative floats, read as signed integers, are in the floats' order. What is no
+    # number may have a sign all the same.
+    bits = lax.bitcast_convert_type(values, jnp.int32) & jnp.int32(2**31 - 1)
     indices = jax.ShapeDtypeStruct((len(values), k_max), jnp.int32)
     return _call("largest", indices, bits, jnp.asarray(k, jnp.int32))
 

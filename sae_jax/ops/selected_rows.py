@@ -80,6 +80,8 @@ def _backward(
     rounded_value_grads = _rounded(value_grads, dtype)
     sums = partial(rows.sums_over_samples, num_latents=len(w_dec), dtype=dtype)
     w_enc_grad, b_enc_grad = sums(rounded_value_grads, indices, _rounded(x, dtype))
+    if value_grads is not rounded_value_grads:  # They are rounded for products alone.
+        b_enc_grad = jnp.zeros_like(b_enc_grad).at[indices].add(value_grads, mode="drop")
     return (
         w_enc_grad,
         b_enc_grad,

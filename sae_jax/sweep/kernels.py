@@ -22,7 +22,7 @@ from sae_jax.ops.tuning import (
     SELECTED_MIN_RATIO,
 )
 from sae_jax.sweep.placement import Placement
-from sae_jax.sweep.widths import cheapest_widths
+from sae_jax.sweep.widths import cheapest_widths, num_idle
 
 
 def kernels_of(
@@ -181,7 +181,7 @@ def _seconds(
         latents += padding_cost(kernel, dtype) * sum(widths[size] - size for size in sizes)
         for width in set(widths.values()):
             num_members = sum(widths[size] == width for size in sizes)
-            latents += _idle_cost(kernel, dtype, some) * width * (-num_members % at_once)
+            latents += _idle_cost(kernel, dtype, some) * width * num_idle(num_members, at_once)
         compiling += program_seconds(kernel) / number * len(set(widths.values()))
     return latents * seconds_per_latent + compiling
 
@@ -240,6 +240,14 @@ def padding_cost(kernel: str, dtype: ComputeDtype) -> float:
     return (
         NATIVE_SELECTED_COST[dtype][0] if kernel == "selected_rows" and native.is_built() else 1.0
     )
+
+
+def padding_share(
+    kernel: str, dtype: ComputeDtype, members: Sequence[SAEConfig], width: int
+) -> float:
+    """The share of the time of members of one width that latents take which only pad."""
+    padding = sum(width - config.d_sae for config in members) * padding_cost(kernel, dtype)
+    return padding / (padding + sum(latents_of(kernel, dtype, config) for config in members))
 
 
 def program_seconds(kernel: str) -> float:

@@ -17,7 +17,7 @@ from sae_jax.ops.tuning import (
 )
 from sae_jax.sweep.kernels import (
     kernels_of,
-    padding_cost,
+    padding_share,
     seconds_per_latent,
     widths_of,
 )
@@ -156,7 +156,8 @@ def plan_sweep(
       offset_severity: what the plan is to print of each data slice.
 
     Returns:
-      The plan, the same for the same arguments on the same kind of device.
+      The plan, the same for the same arguments on the same kind of device; on CPUs with loops in
+      C++ another than on those without.
 
     Raises:
       ValueError: if a member alone exceeds the memory budget, or its architecture is not served
@@ -386,13 +387,16 @@ def _group(
         "firing_rows": sizes,
         "selected_rows": [largest_k] * len(members),
     }[kernel]
-    cost = padding_cost(kernel, dtype) if placement.platform == "cpu" else 1.0
     columns = sum(width + 4 * others for others in in_others)
     return Group(
         members=members,
         data_slice=data_slice,
         width=width,
-        padding=cost * (1 - sum(sizes) / (width * len(sizes))),
+        # What other kernels spare was measured on CPUs.
+        padding=padding_share(
+            kernel if placement.platform == "cpu" else "dense",
+            *(dtype, [configs[i] for i in members], width),
+        ),
         num_bytes=_FLOAT_BYTES * num_floats,
         flops_per_step=2 * batch_size * d_in * columns,
         kernel=kernel,

@@ -21,8 +21,7 @@ def cheapest_widths(
       sizes: dictionary size of each member.
       seconds_per_latent: what training costs for each latent that only pads a member.
       seconds_per_program: what compiling costs for each width.
-      at_once: how many members of a width train at a time. If those of a width are no multiple of
-        it, some devices have nothing to do meanwhile.
+      at_once: how many members of a width train at a time; see `num_idle`.
       seconds_per_idle_latent: what a device that has nothing to do costs for each latent of those
         that the others train.
 
@@ -38,10 +37,18 @@ def cheapest_widths(
             size, count = distinct[first]
             padding += count * (width - size)
             num_members += count
-            idle = -num_members % at_once * width
+            idle = num_idle(num_members, at_once) * width
             before, widths = best[first]
             seconds = seconds_per_latent * padding + seconds_per_idle_latent * idle
             choices.append((before + seconds_per_program + seconds, (*widths, width)))
         best.append(min(choices))
     widths = best[-1][1]
     return {size: next(width for width in widths if width >= size) for size, _ in distinct}
+
+
+def num_idle(num_members: int, at_once: int) -> int:
+    """How many devices have nothing to do while others train the last members of a width.
+
+    No more count than there are members, since those that are left over help the others.
+    """
+    return min(-num_members % at_once, num_members)
