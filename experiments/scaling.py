@@ -10,9 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 
 import sae_jax
+from sae_jax.ops import native
+from sae_jax.ops.tuning import CPU_SECONDS_OF_WORK, NATIVE_SECONDS_OF_WORK
 from sae_jax.sweep.estimate import Work, work_of
 from sae_jax.sweep.placement import Placement
 
@@ -59,12 +61,22 @@ def measured(sweep: dict[str, Any], x: np.ndarray) -> tuple[float, float, Work]:
     return plan.seconds, time.perf_counter() - start, work
 
 
-def fitted(works: Sequence[Work], seconds: Sequence[float]) -> Work:
-    """Seconds of a unit of each kind of work: non-negative least squares of relative errors."""
-    scale = np.maximum(np.max(works, axis=0), 1.0)
-    relative = np.array(works) / scale / np.array(seconds)[:, None]
-    solution, _ = nnls(relative, np.ones(len(works)))
-    return Work(*(solution / scale).tolist())
+def fitted(works: Sequence[Work], seconds: Sequence[float], near: Sequence[float]) -> Work:
+    """Seconds of a unit of each kind of work: least squares of relative errors.
+
+    Many kinds of work grow together, so that the constants are held near others: a relative change
+    of one counts a 33rd of a relative error.
+
+    Args:
+      works: of each sweep.
+      seconds: what each took.
+      near: constants that are about right.
+    """
+    share = np.sqrt(1 / 33)
+    relative = np.array(works) * np.array(near) / np.array(seconds)[:, None]
+    rows = np.concatenate([relative, share * np.eye(len(near))])
+    targets = np.concatenate([np.ones(len(works)), np.full(len(near), share)])
+    return Work(*(lsq_linear(rows, targets, bounds=(0, np.inf)).x * near).tolist())
 
 
 def estimate_rows(
@@ -86,7 +98,8 @@ def estimate_rows(
             sweep | {"estimated": estimated, "seconds": seconds, "ratio": estimated / seconds}
         )
     if num_sweeps >= _MIN_SWEEPS_OF_FIT:
-        print("seconds of each kind of work:", fitted(*zip(*found, strict=True)))
+        near = NATIVE_SECONDS_OF_WORK if native.is_built() else CPU_SECONDS_OF_WORK
+        print("seconds of each kind of work:", fitted(*zip(*found, strict=True), near))
     return rows
 
 

@@ -98,7 +98,11 @@ def test_the_seconds_of_each_kind_of_work_are_found_again():
     true = np.array(rng.uniform(1, 2, len(Work._fields))) * 10.0 ** -np.arange(len(Work._fields))
     works = [Work(*rng.uniform(1, 10, len(true)) / true) for _ in range(20)]
     seconds = np.array(works) @ true
-    np.testing.assert_allclose(scaling.fitted(works, seconds.tolist()), true, rtol=1e-6)
+    found = scaling.fitted(works, seconds.tolist(), true)
+    np.testing.assert_allclose(found, true, rtol=1e-6)
+    found = scaling.fitted(works, seconds.tolist(), 1.3 * true)
+    np.testing.assert_allclose(np.array(works) @ found, seconds, rtol=0.02)
+    assert np.abs(found / true - 1).mean() < 0.15
 
 
 def test_products_are_multiplied_and_their_rate_counted(monkeypatch):

@@ -71,13 +71,17 @@ CORE_SCORING_FLOPS = 2.3e10
 # otherwise. Small members leave it idle, so it should bear some; a judgment.
 ACCELERATOR_MAX_PADDING = 0.5
 
-# Seconds of each kind of work of `sae_jax.sweep.estimate.Work`, fitted by `experiments/scaling.py`
-# to thirty sweeps of random sizes on two cores of a Xeon with AMX, each of which was within 22 % of
-# what the others gave for it. The fit gave 4.9 seconds a group, when each compiled its own scoring;
-# it is divided here by the processor time that both kinds of programs take to compile. By that time
-# the first three are corrected since less is compiled, and the seventh since columns are counted.
+# Seconds of each kind of work of `sae_jax.sweep.estimate.Work` without loops in C++, fitted by
+# `experiments/scaling.py` to thirty sweeps of random sizes on two cores of a Xeon with AMX, each of
+# which was within 22 % of what the others gave for it. The fit gave 4.9 seconds a group, when each
+# compiled its own scoring; it is divided here by the processor time that both kinds of programs
+# take to compile. By that time the first three are corrected since less is compiled, and that of an
+# activation since columns are counted.
 CPU_SECONDS_OF_WORK = (2.3, 1.3, 1.3, 6.3e-4, 7.6e-12, 3.7e-12, 7.6e-12, 1.5e-8, 2.0e-9, 4.3e-11)
-NATIVE_SECONDS_OF_WORK = CPU_SECONDS_OF_WORK
+
+# The same with loops in C++, of 24 sweeps, each within 22 % of what the others gave for it but for
+# one, whose estimate was a third too short. They are held near what profiles of a step gave.
+NATIVE_SECONDS_OF_WORK = (2.5, 3.0, 1.9, 2.1e-4, 5.1e-12, 3.1e-12, 3.2e-11, 2e-9, 2.8e-9, 2.4e-11)
 
 # How many times as fast products are by all cores as by one, and the share of latents that fire in
 # a batch of real activations; for estimates of time alone.
