@@ -1,5 +1,6 @@
 """A sweep tells what it does, as it is, and is the same whoever listens."""
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_an_error_of_a_listener_ends_the_sweep_and_checkpoints_go_on(told, split
 
 
 def test_without_a_terminal_every_event_is_a_line(split, capsys):
-    train_sweep(SWEEP, *split, CONFIG)
+    train_sweep(SWEEP, *split, dataclasses.replace(CONFIG, kernel="dense"))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 * (1 + 3 + 1) + 1
     assert lines[0] == "group 1 of 2: compiling dense for 2 SAEs of d_sae <= 16"
