@@ -49,9 +49,10 @@ lint: .venv/test
 FOLDERS := $(filter-out sae_jax.formats,\
 	$(patsubst sae_jax/%/__init__.py,sae_jax.%,$(wildcard sae_jax/*/__init__.py)))
 # A type of optax's names another that pdoc does not find.
-OF_OPTAX := ignore:Error parsing type annotation:UserWarning
+OF_OPTAX := ignore:Error parsing type annotation typing.Union[jax:UserWarning
+IN_RESULTS := ignore:Error parsing type annotation tuple[dict[str, jax.jaxlib._jax.Array], typing.Union[jax:UserWarning
 docs: .venv/test
-	$(BIN)/python -W error -W "$(OF_OPTAX)" -m pdoc --docformat google --output-directory build/docs \
+	$(BIN)/python -W error -W "$(OF_OPTAX)" -W "$(IN_RESULTS)" -m pdoc --docformat google --output-directory build/docs \
 		sae_jax sae_jax.configs sae_jax.problems $(FOLDERS) '!sae_jax.ops._native'
 
 .venv/core: setup.py constraints.txt $(LOOPS)

@@ -2,9 +2,7 @@
 
 import importlib.util
 import shutil
-import sysconfig
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -16,7 +14,7 @@ from hypothesis import strategies as st
 
 from sae_jax.ops import native
 
-COMPILER = shutil.which(sysconfig.get_config_var("CXX").split()[0])
+COMPILER = shutil.which("c++")
 needs_loops = pytest.mark.skipif(
     not native.is_built(), reason="the loops in C++ are not built: there was no compiler for them"
 )
@@ -164,5 +162,4 @@ def test_a_library_for_another_jaxlib_is_left_alone(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 def test_they_are_built_where_there_is_a_compiler():
-    assert Path(COMPILER).exists()
     assert native.is_built()

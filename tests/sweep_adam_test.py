@@ -1,4 +1,4 @@
-"""Adam in one pass against Optax's, and PyTorch's for that matter."""
+"""Adam in one pass against that of Optax and that of PyTorch."""
 
 import re
 
