@@ -13,6 +13,7 @@ from sae_jax.architectures.initialization import init_params
 from sae_jax.architectures.registry import architecture_of
 from sae_jax.architectures.training import Arrays, Hyperparameters
 from sae_jax.configs import SAEConfig
+from sae_jax.ops import random
 
 
 class Affine(Protocol):
@@ -46,7 +47,7 @@ def initial(
     b_dec = {"uniform": None, "zeros": jnp.zeros_like(center)}.get(template.b_dec_init, center)
     tied_norm = _SAELENS_TIED_NORM if template.preset == "saelens" else 1.0
     params = init_params(
-        jax.random.key(hyper.seed),
+        random.key(hyper.seed),
         d_in,
         hyper.d_sae,
         width,

@@ -22,8 +22,10 @@ namespace ffi = xla::ffi;
 
 using Floats = ffi::Buffer<ffi::F32>;
 using Integers = ffi::Buffer<ffi::S32>;
+using Words = ffi::Buffer<ffi::U32>;
 using FloatsOut = ffi::ResultBuffer<ffi::F32>;
 using IntegersOut = ffi::ResultBuffer<ffi::S32>;
+using WordsOut = ffi::ResultBuffer<ffi::U32>;
 
 // Columns of a panel: a copy of so many columns of all rows lies densely in the cache, where rows
 // that are a power of two apart evict each other.
@@ -330,6 +332,28 @@ ffi::Error adam(ffi::ThreadPool pool, Floats numbers, ffi::RemainingArgs argumen
   return ffi::Error::Success();
 }
 
+// For each key the pairs of as many counts as the result has place for.
+ffi::Error threefry_pairs(ffi::ThreadPool pool, Words keys, Words first_counts, WordsOut pairs) {
+  const auto num_keys = static_cast<int64_t>(first_counts.element_count());
+  const int64_t num = static_cast<int64_t>(pairs->element_count()) / 2 / std::max<int64_t>(num_keys, 1);
+  divide_rows(pool, num_keys, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i)
+      WIDEST(threefry_pairs, keys.typed_data() + 2 * i, first_counts.typed_data()[i], num,
+             pairs->typed_data() + 2 * i * num);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error threefry_bits(ffi::ThreadPool pool, Words keys, WordsOut bits) {
+  const auto num_keys = static_cast<int64_t>(keys.element_count()) / 2;
+  const int64_t num = static_cast<int64_t>(bits->element_count()) / std::max<int64_t>(num_keys, 1);
+  divide_rows(pool, num_keys, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i)
+      WIDEST(threefry_bits, keys.typed_data() + 2 * i, num, bits->typed_data() + i * num);
+  });
+  return ffi::Error::Success();
+}
+
 ffi::Binding<ffi::ExecutionStage::kExecute, ffi::internal::CtxTag<ffi::ThreadPool>> on_threads() {
   return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>();
 }
@@ -354,4 +378,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     on_threads().Arg<Floats>().Arg<Integers>().Arg<Floats>().Ret<Floats>().Ret<Floats>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sae_jax_adam, adam,
                               on_threads().Arg<Floats>().RemainingArgs().RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sae_jax_threefry_pairs, threefry_pairs,
+                              on_threads().Arg<Words>().Arg<Words>().Ret<Words>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sae_jax_threefry_bits, threefry_bits,
+                              on_threads().Arg<Words>().Ret<Words>());
 #pragma GCC visibility pop

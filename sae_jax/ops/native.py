@@ -4,14 +4,14 @@ They are compiled when the package is installed, if there is a C++ compiler; wit
 results come, up to the order of sums, from what XLA compiles. Their source is `native.cc`, and the
 interface that of JAX's foreign functions (https://docs.jax.dev/en/latest/ffi.html, 2025).
 
-They run on a CPU alone: other devices need another branch of `jax.lax.platform_dependent`.
+They run on a CPU alone: `on_cpu` says what other devices compute.
 """
 
 import ctypes
 import importlib.util
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_FUNCTIONS = ("largest", "sum_of_rows", "products", "sums_over_samples", "adam")
+_FUNCTIONS = (
+    "largest",
+    "sum_of_rows",
+    "products",
+    "sums_over_samples",
+    "adam",
+    "threefry_pairs",
+    "threefry_bits",
+)
 
 
 @cache
@@ -56,6 +64,13 @@ def _api_version() -> tuple[int, ...]:
         int(re.findall(rf"#define XLA_FFI_API_{part} (\d+)", header)[0])
         for part in ("MAJOR", "MINOR")
     )
+
+
+def on_cpu(loop: Callable[..., Any], compiled: Callable[..., Any], *arguments: Any) -> Any:
+    """What a loop computes on a CPU, and elsewhere, or without loops, what XLA compiles."""
+    if not is_built():
+        return compiled(*arguments)
+    return lax.platform_dependent(*arguments, cpu=loop, default=compiled)
 
 
 def largest(values: jax.Array, k: jax.Array | int, k_max: int) -> jax.Array:
@@ -153,14 +168,47 @@ def adam(
     return updated[:n], updated[n : 2 * n], updated[2 * n :]
 
 
+def threefry_pairs(key: jax.Array, first: jax.Array, num: int) -> jax.Array:
+    """Pairs of random words of Threefry-2x32 for consecutive counts.
+
+    Args:
+      key: uint32, `[2]`.
+      first: the first count, uint32, `[]`; the upper word of each is 0.
+      num: how many.
+
+    Returns:
+      uint32, `[num, 2]`.
+    """
+    pairs = jax.ShapeDtypeStruct((num, 2), jnp.uint32)
+    return _call("threefry_pairs", pairs, key, first, vmap_method="broadcast_all")
+
+
+def threefry_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Random words, of each count from 0 on the pair's exclusive or.
+
+    Args:
+      key: uint32, `[2]`.
+      shape: of less than 2^32 words.
+
+    Returns:
+      uint32, `[*shape]`.
+    """
+    bits = jax.ShapeDtypeStruct(shape, jnp.uint32)
+    return _call("threefry_bits", bits, key, vmap_method="broadcast_all")
+
+
 def _floats(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def _call(
-    name: str, result: Any, *arguments: jax.Array, reused: dict[int, int] | None = None
+    name: str,
+    result: Any,
+    *arguments: jax.Array,
+    vmap_method: str = "sequential",
+    reused: dict[int, int] | None = None,
 ) -> Any:
     function = jax.ffi.ffi_call(
-        f"sae_jax_{name}", result, vmap_method="sequential", input_output_aliases=reused
+        f"sae_jax_{name}", result, vmap_method=vmap_method, input_output_aliases=reused
     )
     return function(*arguments)

@@ -221,6 +221,37 @@ void step_of_adam(const AdamNumbers& a, const float* gradient, int64_t first, in
   }
 }
 
+// The words of Threefry-2x32 for consecutive counts below 2^32, as `use` takes them: with the place
+// of the count and both words.
+template <typename Use>
+inline void threefry(const uint32_t* key, uint32_t count, int64_t num, const Use& use) {
+  const uint32_t keys[3] = {key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDAu};
+  constexpr int kRotations[2][4] = {{13, 15, 26, 6}, {17, 29, 16, 24}};
+  for (int64_t i = 0; i < num; ++i) {
+    uint32_t a = keys[0], b = count + static_cast<uint32_t>(i) + keys[1];
+    for (uint32_t round = 0; round < 5; ++round) {
+      for (int rotation : kRotations[round % 2]) {
+        a += b;
+        b = a ^ (b << rotation | b >> (32 - rotation));
+      }
+      a += keys[(round + 1) % 3];
+      b += keys[(round + 2) % 3] + round + 1;
+    }
+    use(i, a, b);
+  }
+}
+
+void threefry_pairs(const uint32_t* key, uint32_t count, int64_t num, uint32_t* pairs) {
+  threefry(key, count, num, [=](int64_t i, uint32_t a, uint32_t b) {
+    pairs[2 * i] = a;
+    pairs[2 * i + 1] = b;
+  });
+}
+
+void threefry_bits(const uint32_t* key, int64_t num, uint32_t* bits) {
+  threefry(key, 0, num, [=](int64_t i, uint32_t a, uint32_t b) { bits[i] = a ^ b; });
+}
+
 #undef LOAD
 #undef INT_LANES
 #undef STORE

@@ -4,9 +4,7 @@ Samples name rows by index, `[b, k]`; F, the number of rows, stands for none. On
 `sae_jax.ops.native` compute this where they are built.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +32,7 @@ def largest(values: jax.Array, k: jax.Array | int, k_max: int) -> jax.Array:
         indices = top_k_indices(values, k_max)
         return jnp.where(jnp.arange(k_max, dtype=jnp.int32) < k, indices, values.shape[1])
 
-    return _on_device(partial(native.largest, k_max=k_max), compiled, values, jnp.int32(k))
+    return native.on_cpu(partial(native.largest, k_max=k_max), compiled, values, jnp.int32(k))
 
 
 def sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:
@@ -42,7 +40,7 @@ def sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.A
 
     The value of an index that is none has to be 0.
     """
-    return _on_device(native.sum_of_rows, _sum_of_rows, values, indices, rows)
+    return native.on_cpu(native.sum_of_rows, _sum_of_rows, values, indices, rows)
 
 
 def products_with_rows(
@@ -57,7 +55,7 @@ def products_with_rows(
       dtype: how products are computed of operands that are rounded to it already.
     """
     compiled = partial(_products_with_rows, dtype=dtype)
-    return _on_device(native.products_with_rows, compiled, x, indices, rows)
+    return native.on_cpu(native.products_with_rows, compiled, x, indices, rows)
 
 
 def sums_over_samples(
@@ -75,18 +73,11 @@ def sums_over_samples(
     Returns:
       The sums, `[F, D]`, and those of the values alone, `[F]`.
     """
-    return _on_device(
+    return native.on_cpu(
         partial(native.sums_over_samples, num_latents=num_latents),
         partial(_sums_over_samples, num_latents=num_latents, dtype=dtype),
         *(values, indices, x),
     )
-
-
-def _on_device(on_cpu: Callable[..., Any], compiled: Callable[..., Any], *arguments: Any) -> Any:
-    """What a loop in C++ computes on a CPU, and elsewhere a function that XLA compiles."""
-    if not native.is_built():
-        return compiled(*arguments)
-    return lax.platform_dependent(*arguments, cpu=on_cpu, default=compiled)
 
 
 def _sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from sae_jax.architectures.training import Arrays
 from sae_jax.ops import native
@@ -26,9 +25,7 @@ def adam_in_one_pass(
 
     What XLA compiles of Optax's reads and writes parameters and moments more than once.
     """
-    return lax.platform_dependent(
-        *(params, gradient, state, learning_rate), cpu=_in_one_pass, default=_by_optax
-    )
+    return native.on_cpu(_in_one_pass, _by_optax, params, gradient, state, learning_rate)
 
 
 def _by_optax(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sae_jax.activations.released import MAX_WINDOWS
+from sae_jax.ops import random
 from sae_jax.sweep.placement import Placement
 
 
@@ -163,5 +164,5 @@ def epoch_order(data_seed: jax.Array | int, epoch: jax.Array | int, num_samples:
 
     It depends on nothing else, so that all members of a data seed see the same batches.
     """
-    key = jax.random.fold_in(jax.random.key(data_seed), epoch)
+    key = jax.random.fold_in(random.key(data_seed), epoch)
     return jax.random.permutation(key, jnp.arange(num_samples, dtype=jnp.int32))
