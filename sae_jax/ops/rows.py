@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sae_jax.ops import native
-from sae_jax.ops.matmul import PRECISION, ComputeDtype, matmul, operand_dtype
+from sae_jax.ops.matmul import PRECISION, matmul
 from sae_jax.ops.top_k import top_k_indices
 from sae_jax.ops.tuning import SELECTED_NUM_SLOTS, SELECTED_SAMPLES_AT_ONCE, SELECTED_UNROLL
 
@@ -43,23 +43,14 @@ def sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.A
     return native.on_cpu(native.sum_of_rows, _sum_of_rows, values, indices, rows)
 
 
-def products_with_rows(
-    x: jax.Array, indices: jax.Array, rows: jax.Array, dtype: ComputeDtype
-) -> jax.Array:
-    """For each sample, its inner products with the rows that it selects, `[b, k]`.
-
-    Args:
-      x: `[b, D]`.
-      indices: int32, `[b, k]`; the product with none is 0.
-      rows: `[F, D]`.
-      dtype: how products are computed of operands that are rounded to it already.
-    """
-    compiled = partial(_products_with_rows, dtype=dtype)
-    return native.on_cpu(native.products_with_rows, compiled, x, indices, rows)
+def products_with_rows(x: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:
+    """For each sample `[b, D]`, its inner products with the rows `[F, D]` that it selects,
+    `[b, k]`; that with none is 0."""
+    return native.on_cpu(native.products_with_rows, _products_with_rows, x, indices, rows)
 
 
 def sums_over_samples(
-    values: jax.Array, indices: jax.Array, x: jax.Array, num_latents: int, dtype: ComputeDtype
+    values: jax.Array, indices: jax.Array, x: jax.Array, num_latents: int
 ) -> tuple[jax.Array, jax.Array]:
     """For each latent, the sum of the samples that select it, times their values.
 
@@ -68,14 +59,13 @@ def sums_over_samples(
       indices: int32, `[b, k]`.
       x: samples, `[b, D]`.
       num_latents: F.
-      dtype: how products are computed of operands that are rounded to it already.
 
     Returns:
       The sums, `[F, D]`, and those of the values alone, `[F]`.
     """
     return native.on_cpu(
         partial(native.sums_over_samples, num_latents=num_latents),
-        partial(_sums_over_samples, num_latents=num_latents, dtype=dtype),
+        partial(_sums_over_samples, num_latents=num_latents),
         *(values, indices, x),
     )
 
@@ -89,12 +79,10 @@ def _sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.
     return lax.scan(add, zeros, (values.T, indices.T), unroll=SELECTED_UNROLL)[0]
 
 
-def _products_with_rows(
-    x: jax.Array, indices: jax.Array, rows: jax.Array, dtype: ComputeDtype
-) -> jax.Array:
+def _products_with_rows(x: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:
     def products(sample: tuple[jax.Array, jax.Array]) -> jax.Array:
         x, indices = sample
-        return jnp.dot(rows[indices], x, precision=PRECISION[dtype])
+        return jnp.dot(rows[indices], x, precision=PRECISION["float32"])
 
     found = lax.map(products, (x, indices), batch_size=SELECTED_SAMPLES_AT_ONCE)
     return jnp.where(indices < len(rows), found, 0.0)
@@ -111,7 +99,7 @@ def _slots(indices: jax.Array, num_latents: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _sums_over_samples(
-    values: jax.Array, indices: jax.Array, x: jax.Array, *, num_latents: int, dtype: ComputeDtype
+    values: jax.Array, indices: jax.Array, x: jax.Array, *, num_latents: int
 ) -> tuple[jax.Array, jax.Array]:
     """As `zeros.at[indices].add(...)`, which on CPU takes longer than the dense product."""
     slots, counts = _slots(indices, num_latents)
@@ -135,9 +123,9 @@ def _sums_over_samples(
     def with_late_samples() -> jax.Array:
         late_rank = rank.at[indices].get(mode="fill", fill_value=nowhere)
         late = jnp.where(slots >= SELECTED_NUM_SLOTS, late_rank, nowhere)
-        z = jnp.zeros((max_crowded + 1, batch_size), operand_dtype(dtype))
-        z = z.at[late, sample].set(values.astype(z.dtype), mode="drop")
-        return gathered(matmul(z, x, dtype)[rank])
+        z = jnp.zeros((max_crowded + 1, batch_size), jnp.float32)
+        z = z.at[late, sample].set(values, mode="drop")
+        return gathered(matmul(z, x, "float32")[rank])
 
     zeros = jnp.zeros((num_latents, x.shape[1]), jnp.float32)
     sums = lax.cond(jnp.any(crowded), with_late_samples, lambda: gathered(zeros))

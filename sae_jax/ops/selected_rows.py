@@ -9,11 +9,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from sae_jax.ops import rows
 from sae_jax.ops.activation import Activation
-from sae_jax.ops.matmul import ComputeDtype, matmul_transposed, operand_dtype
+from sae_jax.ops.matmul import ComputeDtype, matmul_transposed
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -38,7 +37,8 @@ def reconstruct(
       x: `[b, D]`.
       k: latents kept; may be traced.
       activation: how latents come from pre-activations: `ABS_TOP_K` or `TOP_K`.
-      dtype: how products are computed.
+      dtype: how the encoder's product is computed; the others are in float32, which costs
+        nothing where rows are gathered.
       k_max: at least k, at most F.
     """
     return _forward(w_enc_t, b_enc, w_dec, b_dec, x, k, activation, dtype, k_max)[0]
@@ -62,8 +62,7 @@ def _forward(
     value, slope = jax.jvp(activation.value, (chosen,), (jnp.ones_like(chosen),))
     kept = (indices < num_latents) & (slope != 0)
     values, indices = jnp.where(kept, value, 0.0), jnp.where(kept, indices, num_latents)
-    w_dec = _rounded(w_dec, dtype)
-    x_hat = rows.sum_of_rows(_rounded(values, dtype), indices, w_dec) + b_dec[None, :]
+    x_hat = rows.sum_of_rows(values, indices, w_dec) + b_dec[None, :]
     return x_hat, (w_enc_t, w_dec, x, values, indices)
 
 
@@ -75,31 +74,16 @@ def _backward(
     gradient: jax.Array,
 ) -> tuple[jax.Array | None, ...]:
     w_enc_t, w_dec, x, values, indices = residuals
-    rounded = _rounded(gradient, dtype)
-    value_grads = rows.products_with_rows(rounded, indices, w_dec, dtype)
-    rounded_value_grads = _rounded(value_grads, dtype)
-    sums = partial(rows.sums_over_samples, num_latents=len(w_dec), dtype=dtype)
-    w_enc_grad, b_enc_grad = sums(rounded_value_grads, indices, _rounded(x, dtype))
-    if value_grads is not rounded_value_grads:  # They are rounded for products alone.
-        b_enc_grad = jnp.zeros_like(b_enc_grad).at[indices].add(value_grads, mode="drop")
+    value_grads = rows.products_with_rows(gradient, indices, w_dec)
+    sums = partial(rows.sums_over_samples, num_latents=len(w_dec))
     return (
-        w_enc_grad,
-        b_enc_grad,
-        sums(_rounded(values, dtype), indices, rounded)[0],
+        *sums(value_grads, indices, x),
+        sums(values, indices, gradient)[0],
         jnp.sum(gradient, axis=0),
         # Not computed where samples are constants, as nothing else needs it.
-        rows.sum_of_rows(rounded_value_grads, indices, _rounded(w_enc_t, dtype)),
+        rows.sum_of_rows(value_grads, indices, w_enc_t),
         None,
     )
 
 
 reconstruct.defvjp(_forward, _backward)
-
-
-def _rounded(a: jax.Array, dtype: ComputeDtype) -> jax.Array:
-    """`a` rounded to `dtype` but kept in float32, of which XLA's CPU backend gathers faster."""
-    operands = operand_dtype(dtype)
-    if operands == jnp.float32:
-        return a
-    info = jnp.finfo(operands)
-    return lax.reduce_precision(a, exponent_bits=info.nexp, mantissa_bits=info.nmant)
