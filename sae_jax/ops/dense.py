@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from sae_jax.ops.activation import Activation
 from sae_jax.ops.matmul import (
     ComputeDtype,
-    matmul,
-    matmul_transposed,
-    operand_dtype,
-    transposed,
+    product,
+    product_of_columns,
+    product_with_rows,
 )
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
@@ -68,9 +67,9 @@ def _backward(
     w_enc_t, w_dec, x, z, mask = residuals
     z_grad = latent_gradients(w_dec, mask, gradient, dtype)
     return (
-        matmul(z_grad, x, dtype),
+        product(z_grad, x, dtype),
         jnp.sum(z_grad, axis=1),
-        matmul(z, gradient, dtype),
+        product(z, gradient, dtype),
         jnp.sum(gradient, axis=0),
         # Not computed where samples are constants, as nothing else needs it.
         decode(z_grad, w_enc_t, dtype),
@@ -90,7 +89,7 @@ def encode(
     dtype: ComputeDtype,
 ) -> tuple[jax.Array, jax.Array]:
     """Latents `[F, b]`, and which of them have a gradient, as what they come from then has."""
-    pre = matmul_transposed(w_enc_t, x, dtype) + b_enc[:, None]
+    pre = product_with_rows(w_enc_t, x, dtype) + b_enc[:, None]
     value, slope = jax.jvp(activation.value, (pre,), (jnp.ones_like(pre),))
     kept = activation.keep(value, k, 0)
     return jnp.where(kept, value, 0.0), kept & (slope != 0)
@@ -98,11 +97,11 @@ def encode(
 
 def decode(z: jax.Array, rows: jax.Array, dtype: ComputeDtype) -> jax.Array:
     """`z.T @ rows`, `[b, D]`, of latents `[F, b]` and a dictionary's rows `[F, D]`."""
-    return matmul(transposed(z.astype(operand_dtype(dtype))), rows, dtype)
+    return product_of_columns(z, rows, dtype)
 
 
 def latent_gradients(
     w_dec: jax.Array, mask: jax.Array, gradient: jax.Array, dtype: ComputeDtype
 ) -> jax.Array:
     """Gradients of latents, `[F, b]`, from those of reconstructions, `[b, D]`."""
-    return jnp.where(mask, matmul_transposed(w_dec, gradient, dtype), 0.0)
+    return jnp.where(mask, product_with_rows(w_dec, gradient, dtype), 0.0)

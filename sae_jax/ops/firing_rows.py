@@ -19,7 +19,7 @@ from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from sae_jax.ops.activation import Activation
 from sae_jax.ops.dense import decode, encode, latent_gradients
-from sae_jax.ops.matmul import ComputeDtype, matmul
+from sae_jax.ops.matmul import ComputeDtype, product
 from sae_jax.ops.tuning import FIRING_NUM_WIDTHS, FIRING_WIDTH_MULTIPLE
 
 Residuals = tuple[jax.Array | None, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
@@ -115,9 +115,9 @@ def _backward(
         z_grad = gradients_of_firing(width, w_dec, mask)
         z = _first_rows(z, order, width)
         return (
-            _at_ranks(matmul(z_grad, x, dtype), rank),
+            _at_ranks(product(z_grad, x, dtype), rank),
             _at_ranks(jnp.sum(z_grad, axis=1), rank),
-            _at_ranks(matmul(z, gradient, dtype), rank),
+            _at_ranks(product(z, gradient, dtype), rank),
         )
 
     def sample_gradients(

@@ -1,5 +1,8 @@
 """Matrix products whose precision is what its name says, on every device."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Literal
 
@@ -7,13 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sae_jax.ops import native
+from sae_jax.ops.tuning import TILES_MIN_SIZE
+
 ComputeDtype = Literal["float32", "tf32", "bfloat16"]
 """How a product is computed; sums and results are float32 in every case.
 
 `"float32"`: nothing is rounded, where XLA's own default is TF32 on recent NVIDIA GPUs and
 bfloat16 on TPUs. `"tf32"`: float32 operands, whose products take TF32 (10 bits of mantissa)
-on GPUs that have it, three bfloat16 passes (some 16 bits) on TPUs, and float32 elsewhere,
-as on CPUs. `"bfloat16"`: operands are rounded to bfloat16.
+on GPUs that have it, three bfloat16 products (some 16 bits) on TPUs and in training on CPUs with
+AMX, and float32 elsewhere. `"bfloat16"`: operands are rounded to bfloat16.
 """
 
 COMPUTE_DTYPES: tuple[ComputeDtype, ...] = ("float32", "tf32", "bfloat16")
@@ -24,6 +30,25 @@ PRECISION = {
     "tf32": lax.Precision.HIGH,
     "bfloat16": lax.Precision.DEFAULT,
 }
+
+# How many numbers of bfloat16 make up one of an operand where a CPU has tiles of them. Three have
+# the 24 bits of float32.
+_NUM_PARTS = {"float32": 3, "tf32": 2, "bfloat16": 1}
+
+_are_divided = ContextVar("_are_divided", default=False)
+
+
+@contextmanager
+def operands_divided(are_divided: bool) -> Iterator[None]:
+    """Says of products that are traced inside whether devices share their operands.
+
+    XLA then has to see what is multiplied, and has nothing but its own products.
+    """
+    token = _are_divided.set(are_divided)
+    try:
+        yield
+    finally:
+        _are_divided.reset(token)
 
 
 def operand_dtype(dtype: ComputeDtype) -> jnp.dtype:
@@ -78,6 +103,69 @@ def matmul_with_rows(a: jax.Array, rows: jax.Array, dtype: ComputeDtype) -> jax.
     return lax.platform_dependent(a, rows, cpu=on_cpu, default=elsewhere)
 
 
+def product(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Array:
+    """`a @ b` of two matrices as training computes it, without a derivative; see `matmul`."""
+    return _on_tiles(partial(matmul, dtype=dtype), a, b, dtype)
+
+
+def product_with_rows(a: jax.Array, rows: jax.Array, dtype: ComputeDtype) -> jax.Array:
+    """`a @ rows.T` of two matrices as training computes it, without a derivative."""
+
+    def on_cpu(a: jax.Array, rows: jax.Array) -> jax.Array:
+        # A copy costs its size, and many times that of wide rows a power of two apart, which
+        # evict each other from the cache. Copying `a` instead of `rows` takes one of the result
+        # too, in float32 and dearer by the byte.
+        if len(a) * (rows.shape[1] + 4 * len(rows)) > len(rows) * rows.shape[1]:
+            return matmul(a, transposed(rows), dtype)
+        return lax.optimization_barrier(matmul(rows, transposed(a), dtype)).T
+
+    def compiled(a: jax.Array, rows: jax.Array) -> jax.Array:
+        a, rows = a.astype(operand_dtype(dtype)), rows.astype(operand_dtype(dtype))
+        if rows.dtype == jnp.float32:
+            return matmul(a, rows.T, dtype)
+        elsewhere = partial(matmul, dtype=dtype)
+        return lax.platform_dependent(
+            a, rows, cpu=on_cpu, default=lambda a, rows: elsewhere(a, rows.T)
+        )
+
+    return _on_tiles(compiled, a, rows, dtype, right_transposed=True)
+
+
+def product_of_columns(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Array:
+    """`a.T @ b` of two matrices as training computes it, without a derivative."""
+
+    def compiled(a: jax.Array, b: jax.Array) -> jax.Array:
+        a = a.astype(operand_dtype(dtype))
+        # A float32 product reads a transpose in place; copying pays only for the smaller operand.
+        in_place = a.dtype == jnp.float32 and a.shape[1] > b.shape[1]
+        return matmul(a.T if in_place else transposed(a), b, dtype)
+
+    return _on_tiles(compiled, a, b, dtype, left_transposed=True)
+
+
+def _on_tiles(
+    compiled: Callable[[jax.Array, jax.Array], jax.Array],
+    a: jax.Array,
+    b: jax.Array,
+    dtype: ComputeDtype,
+    *,
+    left_transposed: bool = False,
+    right_transposed: bool = False,
+) -> jax.Array:
+    """A product on a CPU's tiles of bfloat16, or what XLA compiles where there are none."""
+    num_rows, num_columns = a.shape[left_transposed], b.shape[not right_transposed]
+    is_small = min(num_rows, num_columns) < TILES_MIN_SIZE[dtype]
+    if is_small or _are_divided.get() or not native.has_tiles():
+        return compiled(a, b)
+    on_tiles = partial(
+        native.matmul,
+        num_parts=_NUM_PARTS[dtype],
+        left_transposed=left_transposed,
+        right_transposed=right_transposed,
+    )
+    return native.on_cpu(on_tiles, compiled, a, b)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def training_matmul(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Array:
     """`matmul` of two matrices, with the gradient that hardware runs fastest.
@@ -85,25 +173,20 @@ def training_matmul(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Arra
     Its derivative has the same precision: the operands of both products in it are rounded
     as well. There is no forward mode.
     """
-    return matmul(a, b, dtype)
+    return product(a, b, dtype)
 
 
 def _forward(
     a: jax.Array, b: jax.Array, dtype: ComputeDtype
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    a, b = a.astype(operand_dtype(dtype)), b.astype(operand_dtype(dtype))
-    return matmul(a, b, dtype), (a, b)
+    return product(a, b, dtype), (a, b)
 
 
 def _backward(
     dtype: ComputeDtype, operands: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     a, b = operands
-    gradient = gradient.astype(a.dtype)
-    # A float32 product reads a transpose in place; copying pays only for the smaller operand.
-    in_place = a.dtype == jnp.float32 and a.shape[1] > gradient.shape[1]
-    a_t = a.T if in_place else transposed(a)
-    return matmul_transposed(gradient, b, dtype), matmul(a_t, gradient, dtype)
+    return product_with_rows(gradient, b, dtype), product_of_columns(a, gradient, dtype)
 
 
 training_matmul.defvjp(_forward, _backward)
@@ -111,43 +194,24 @@ training_matmul.defvjp(_forward, _backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def training_matmul_transposed(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Array:
-    """`matmul_transposed` with the gradient that hardware runs fastest; as `training_matmul`."""
-    return matmul_transposed(a, b, dtype)
+    """`a @ b.T` with the gradient that hardware runs fastest; as `training_matmul`."""
+    return product_with_rows(a, b, dtype)
 
 
 def _forward_transposed(
     a: jax.Array, b: jax.Array, dtype: ComputeDtype
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    a, b = a.astype(operand_dtype(dtype)), b.astype(operand_dtype(dtype))
-    return matmul_transposed(a, b, dtype), (a, b)
+    return product_with_rows(a, b, dtype), (a, b)
 
 
 def _backward_transposed(
     dtype: ComputeDtype, operands: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     a, b = operands
-    gradient = gradient.astype(a.dtype)
-    return matmul(gradient, b, dtype), matmul(transposed(gradient), a, dtype)
+    return product(gradient, b, dtype), product_of_columns(gradient, a, dtype)
 
 
 training_matmul_transposed.defvjp(_forward_transposed, _backward_transposed)
-
-
-def matmul_transposed(a: jax.Array, b: jax.Array, dtype: ComputeDtype) -> jax.Array:
-    """`a @ b.T` of two matrices, with operands rounded to `dtype` and sums in float32."""
-    a, b = a.astype(operand_dtype(dtype)), b.astype(operand_dtype(dtype))
-    if b.dtype == jnp.float32:
-        return matmul(a, b.T, dtype)
-
-    def on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
-        # A copy costs its size, and many times that of wide rows a power of two apart, which
-        # evict each other from the cache. Copying `a` instead of `b` takes one of the result
-        # too, in float32 and dearer by the byte.
-        if len(a) * (b.shape[1] + 4 * len(b)) > len(b) * b.shape[1]:
-            return matmul(a, transposed(b), dtype)
-        return lax.optimization_barrier(matmul(b, transposed(a), dtype)).T
-
-    return lax.platform_dependent(a, b, cpu=on_cpu, default=lambda a, b: matmul(a, b.T, dtype))
 
 
 def settled(z: jax.Array) -> jax.Array:

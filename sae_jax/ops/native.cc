@@ -1,4 +1,5 @@
-// The loops of native_loops.h as functions that XLA calls on a CPU.
+// The loops of native_loops.h, and the products of native_tiles.h, as functions that XLA calls on a
+// CPU.
 //
 // Interface: XLA's foreign functions, https://docs.jax.dev/en/latest/ffi.html (2025). native.py says
 // what each function computes. Where XLA divides operations among threads, so are these; where each
@@ -9,10 +10,20 @@
 #include <cmath>
 #include <condition_variable>
 #include <cstdint>
+#include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <utility>
 #include <vector>
+
+#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__) && __GNUC__ >= 11
+#define HAS_TILES 1
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "xla/ffi/api/ffi.h"
 
@@ -33,14 +44,21 @@ constexpr int64_t kPanel = 64;
 // A panel for products, whose sums are added up once for each, has as many columns as fit in so many
 // bytes, which a usual second-level cache holds.
 constexpr int64_t kProductPanelBytes = 1 << 20;
-// Floats of a line of the cache.
-constexpr int64_t kLine = 16;
+// Floats of a line of the cache, and its bytes.
+constexpr int64_t kLine = 16, kLineBytes = 64;
 // A copy pays where each row is read so often.
 constexpr int64_t kPanelMinReads = 4;
 // Rows read in place are asked for so many rows ahead.
 constexpr int64_t kRowsAhead = 4;
+// Samples for which a thread selects latents at a time: of so many a row of all is long enough.
+constexpr int64_t kSamplesAtOnce = 128;
+// Of at most so many latents the largest is searched first, and so many maxima for each that is kept.
+constexpr int64_t kMaxGroup = 16, kMaximaPerLatent = 2;
 // Parameters that a thread updates at a time.
 constexpr int64_t kAdamBlock = 1 << 16;
+// What a product on tiles adds up at a time of each row and column at most, so that it stays in the
+// cache.
+constexpr int64_t kProductDepth = 640;
 // Into how many parts rows are divided among threads.
 constexpr int64_t kParts = 64;
 
@@ -62,6 +80,9 @@ struct Entries {
 struct AdamNumbers {
   float mean_decay, mean_share, square_decay, square_share, epsilon, rate, mean_scale, square_scale;
 };
+
+// How many parts of a size at most it takes to hold so many.
+int64_t parts(int64_t num, int64_t size) { return (num + size - 1) / size; }
 
 // The loops for each instruction set, with as many numbers as an instruction of it takes.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -149,17 +170,23 @@ void divide_rows(ffi::ThreadPool& pool, int64_t num, const Work& work) {
          [&](int64_t i) { work(i * step, std::min((i + 1) * step, num)); });
 }
 
-// Floats of a thread that begin a line of the cache.
-float* aligned_scratch(int64_t num) {
-  thread_local std::vector<float> scratch;
-  scratch.resize(num + kLine);
+// Names of scratch that one thread may hold at a time.
+struct Own;
+struct Others;
+
+// Bytes of a thread that begin a line of the cache.
+template <typename Name>
+char* aligned_scratch(int64_t num) {
+  thread_local std::vector<char> scratch;
+  scratch.resize(num + kLineBytes);
   const auto address = reinterpret_cast<uintptr_t>(scratch.data());
-  constexpr uintptr_t kBytes = kLine * sizeof(float);
-  return reinterpret_cast<float*>((address + kBytes - 1) / kBytes * kBytes);
+  return reinterpret_cast<char*>((address + kLineBytes - 1) / kLineBytes * kLineBytes);
 }
 
-// How many parts of a size at most it takes to hold so many.
-int64_t parts(int64_t num, int64_t size) { return (num + size - 1) / size; }
+float* aligned_floats(int64_t num) {
+  return reinterpret_cast<float*>(
+      aligned_scratch<Own>(num * static_cast<int64_t>(sizeof(float))));
+}
 
 bool is_latent(int32_t index, int64_t num_latents) { return 0 <= index && index < num_latents; }
 
@@ -213,7 +240,7 @@ void sum(ffi::ThreadPool& pool, const Entries& entries, Matrix rows, float* sums
   }
   divide(pool, parts(rows.width, kPanel), [&](int64_t i) {
     const int64_t first = i * kPanel, last = std::min(first + kPanel, rows.width);
-    float* panel = aligned_scratch(rows.num * kPanel);
+    float* panel = aligned_floats(rows.num * kPanel);
     WIDEST(sums_of_panel, entries, rows, first, last, panel, sums);
   });
 }
@@ -235,7 +262,7 @@ std::vector<float> multiply(ffi::ThreadPool& pool, const Entries& entries, const
   std::vector<std::vector<float>> products(num_panels, std::vector<float>(entries.num()));
   divide(pool, num_panels, [&](int64_t i) {
     const int64_t first = i * panel_width, last = std::min(first + panel_width, rows.width);
-    float* panel = aligned_scratch(rows.num * (last - first));
+    float* panel = aligned_floats(rows.num * (last - first));
     WIDEST(products_with_panel, entries, x, rows, first, last, panel, products[i].data());
   });
   for (int64_t i = 1; i < num_panels; ++i)
@@ -247,17 +274,79 @@ Matrix matrix(const Floats& buffer) {
   return {buffer.typed_data(), buffer.dimensions()[0], buffer.dimensions()[1]};
 }
 
-ffi::Error largest(ffi::ThreadPool pool, Integers numbers, Integers k, IntegersOut selected) {
-  const int64_t num = numbers.dimensions()[1], k_max = selected->dimensions()[1];
-  const int64_t num_selected = std::min<int64_t>(k.typed_data()[0], k_max);
-  divide_rows(pool, numbers.dimensions()[0], [&](int64_t first, int64_t last) {
-    std::vector<int32_t> scratch(num + 1);
-    for (int64_t i = first; i < last; ++i) {
-      int32_t* to = selected->typed_data() + i * k_max;
-      WIDEST(select_largest, numbers.typed_data() + i * num, num,
-             static_cast<int32_t>(num_selected), scratch.data(), to);
-      std::fill(to + num_selected, to + k_max, static_cast<int32_t>(num));
-    }
+#ifdef HAS_TILES
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16,avx2,fma,bmi,bmi2")
+#pragma GCC target("amx-tile,amx-bf16")
+#include "native_tiles.h"
+#pragma GCC pop_options
+
+// Whether the processor has tiles, which Linux lets a process use that asks.
+bool has_tiles() {
+  static const bool found = [] {
+    unsigned a, b, c, d;
+    constexpr unsigned kTilesOfBfloat16 = 1u << 22 | 1u << 24, kBfloat16 = 1u << 5;
+    if (level() < 4 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    if ((d & kTilesOfBfloat16) != kTilesOfBfloat16) return false;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kBfloat16)) return false;
+    constexpr long kAskForFeature = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kAskForFeature, kTileData) == 0;
+  }();
+  return found;
+}
+
+template <int kParts>
+void multiply(ffi::ThreadPool& pool, const Operand& left, const Operand& right, float* result) {
+  // Bands of the larger operand are packed one by one, those of the other all at once.
+  const bool is_right = right.num > left.num;
+  const Operand &larger = is_right ? right : left, &other = is_right ? left : right;
+  const int64_t num_others = parts(other.num, kBand);
+  const int64_t equal = parts(left.depth, parts(left.depth, kProductDepth));
+  const int64_t depth = parts(equal, kTileDepth) * kTileDepth;
+  for (int64_t first = 0; first < left.depth; first += depth) {
+    const int64_t last = std::min(first + depth, left.depth);
+    const int64_t bytes = band_bytes<kParts>(last - first);
+    char* others = aligned_scratch<Others>(num_others * bytes);
+    divide(pool, num_others, [&](int64_t i) {
+      pack_band<kParts>(other, !is_right, i * kBand, first, last, others + i * bytes);
+    });
+    divide(pool, parts(larger.num, kBand), [&](int64_t i) {
+      multiply_band<kParts>(larger, is_right, i, first, last, others, num_others,
+                            aligned_scratch<Own>(bytes), result, left.num, right.num);
+    });
+  }
+}
+
+ffi::Error matmul(ffi::ThreadPool pool, Floats left, Floats right, FloatsOut result,
+                  int64_t num_parts, bool left_transposed, bool right_transposed) {
+  if (!has_tiles())
+    return ffi::Error(ffi::ErrorCode::kFailedPrecondition,
+                      "this program was compiled for a processor with AMX; this one has none");
+  const auto l = left.dimensions(), r = right.dimensions();
+  const Operand rows{left.typed_data(), l[left_transposed], l[!left_transposed], left_transposed};
+  const Operand columns{right.typed_data(), r[!right_transposed], r[right_transposed],
+                        !right_transposed};
+  const auto product = num_parts == 1 ? multiply<1> : num_parts == 2 ? multiply<2> : multiply<3>;
+  product(pool, rows, columns, result->typed_data());
+  return ffi::Error::Success();
+}
+#else
+bool has_tiles() { return false; }
+
+ffi::Error matmul(ffi::ThreadPool, Floats, Floats, FloatsOut, int64_t, bool, bool) {
+  return ffi::Error(ffi::ErrorCode::kUnimplemented, "the compiler knew no AMX");
+}
+#endif
+
+ffi::Error largest_latents(ffi::ThreadPool pool, Floats product, Floats bias, Integers k,
+                   IntegersOut indices, FloatsOut values, bool positive) {
+  const int64_t num_samples = product.dimensions()[1];
+  const int64_t k_max = indices->dimensions()[1];
+  const int32_t num_selected = std::min(k.typed_data()[0], static_cast<int32_t>(k_max));
+  divide(pool, parts(num_samples, kSamplesAtOnce), [&](int64_t i) {
+    const int64_t first = i * kSamplesAtOnce, last = std::min(first + kSamplesAtOnce, num_samples);
+    WIDEST(select_latents, matrix(product), bias.typed_data(), first, last, positive, num_selected,
+           k_max, indices->typed_data(), values->typed_data());
   });
   return ffi::Error::Success();
 }
@@ -365,8 +454,14 @@ extern "C" int sae_jax_api_major() { return XLA_FFI_API_MAJOR; }
 extern "C" int sae_jax_api_minor() { return XLA_FFI_API_MINOR; }
 // A function whose arguments or meaning change gets another name: a library that was not built again
 // then has none of that name.
-XLA_FFI_DEFINE_HANDLER_SYMBOL(sae_jax_largest, largest,
-                              on_threads().Arg<Integers>().Arg<Integers>().Ret<Integers>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sae_jax_largest_latents, largest_latents,
+                              on_threads()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Integers>()
+                                  .Ret<Integers>()
+                                  .Ret<Floats>()
+                                  .Attr<bool>("positive"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     sae_jax_sum_of_rows, sum_of_rows,
     on_threads().Arg<Floats>().Arg<Integers>().Arg<Floats>().Ret<Floats>());
@@ -382,4 +477,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(sae_jax_threefry_pairs, threefry_pairs,
                               on_threads().Arg<Words>().Arg<Words>().Ret<Words>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(sae_jax_threefry_bits, threefry_bits,
                               on_threads().Arg<Words>().Ret<Words>());
+extern "C" int sae_jax_has_tiles() { return has_tiles(); }
+XLA_FFI_DEFINE_HANDLER_SYMBOL(sae_jax_matmul, matmul,
+                              on_threads()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<int64_t>("num_parts")
+                                  .Attr<bool>("left_transposed")
+                                  .Attr<bool>("right_transposed"));
 #pragma GCC visibility pop

@@ -18,10 +18,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 _FUNCTIONS = (
-    "largest",
+    "matmul",
+    "largest_latents",
     "sum_of_rows",
     "products",
     "sums_over_samples",
@@ -34,11 +36,11 @@ _FUNCTIONS = (
 @cache
 def is_built() -> bool:
     """Whether there are such loops; the first time that one asks, XLA is told of them."""
-    found = importlib.util.find_spec("sae_jax.ops._native")
-    if found is None or found.origin is None:
+    path = _path()
+    if path is None:
         return False
     try:
-        library = ctypes.cdll.LoadLibrary(found.origin)
+        library = ctypes.CDLL(path)
         functions = {name: getattr(library, f"sae_jax_{name}") for name in _FUNCTIONS}
         version = library.sae_jax_api_major(), library.sae_jax_api_minor()
         # XLA, told of functions for a newer version, would find no CPU at all.
@@ -46,7 +48,7 @@ def is_built() -> bool:
             raise OSError(f"their interface is {version}, that of jaxlib {_api_version()}")
     except (OSError, AttributeError, IndexError) as error:
         warnings.warn(
-            f"CPUs train slower without the loops of {found.origin}: {error}. To build them for"
+            f"CPUs train slower without the loops of {path}: {error}. To build them for"
             " this jaxlib, install with `pip install --no-build-isolation --no-cache-dir`",
             stacklevel=2,
         )
@@ -55,6 +57,12 @@ def is_built() -> bool:
         capsule = jax.ffi.pycapsule(function)
         jax.ffi.register_ffi_target(f"sae_jax_{name}", capsule, platform="cpu")
     return True
+
+
+def _path() -> str | None:
+    """The library's file, if there is one."""
+    found = importlib.util.find_spec("sae_jax.ops._native")
+    return None if found is None else found.origin
 
 
 def _api_version() -> tuple[int, ...]:
@@ -73,22 +81,64 @@ def on_cpu(loop: Callable[..., Any], compiled: Callable[..., Any], *arguments: A
     return lax.platform_dependent(*arguments, cpu=loop, default=compiled)
 
 
-def largest(values: jax.Array, k: jax.Array | int, k_max: int) -> jax.Array:
-    """Indices of the k largest of each row's values, in ascending order; ties go to the lower.
+@cache
+def has_tiles() -> bool:
+    """Whether the loops are built and the processor multiplies tiles of bfloat16 (Intel's AMX)."""
+    return is_built() and bool(ctypes.CDLL(_path()).sae_jax_has_tiles())
+
+
+def matmul(
+    a: jax.Array,
+    b: jax.Array,
+    num_parts: int,
+    *,
+    left_transposed: bool = False,
+    right_transposed: bool = False,
+) -> jax.Array:
+    """`a @ b` on tiles, summed in float32; needs `has_tiles`.
 
     Args:
-      values: non-negative, float32, `[b, F]`.
-      k: at least 1, at most `k_max`; may be traced.
-      k_max: at most F.
+      a: float32, `[m, n]`; transposed, `[n, m]`.
+      b: float32, `[n, p]`; transposed, `[p, n]`.
+      num_parts: how many numbers of bfloat16 make up one of an operand, 1 to 3.
+      left_transposed, right_transposed: whether it is the transpose that is given.
 
     Returns:
-      int32, `[b, k_max]`; F, which is no index, from the k-th on.
+      float32, `[m, p]`.
     """
-    # Bits of non-negative floats, read as signed integers, are in the floats' order. What is no
-    # number may have a sign all the same.
-    bits = lax.bitcast_convert_type(values, jnp.int32) & jnp.int32(2**31 - 1)
-    indices = jax.ShapeDtypeStruct((len(values), k_max), jnp.int32)
-    return _call("largest", indices, bits, jnp.asarray(k, jnp.int32))
+    shape = _floats(a.shape[left_transposed], b.shape[not right_transposed])
+    return _call(
+        "matmul",
+        shape,
+        *(a, b),
+        num_parts=np.int64(num_parts),
+        left_transposed=left_transposed,
+        right_transposed=right_transposed,
+    )
+
+
+def largest_latents(
+    product: jax.Array, bias: jax.Array, k: jax.Array, k_max: int, *, positive: bool
+) -> tuple[jax.Array, jax.Array]:
+    """For each sample, the k latents whose pre-activations are largest in magnitude.
+
+    Ties go to the lower index; what is no number is larger than any.
+
+    Args:
+      product: samples times the encoder, float32, `[F, b]`.
+      bias: what pre-activations have beside it, float32, `[F]`.
+      k: int32, `[]`, at least 1, at most `k_max`.
+      k_max: at most F.
+      positive: whether negative pre-activations count as 0.
+
+    Returns:
+      Indices, int32, `[b, k_max]`, in ascending order, and pre-activations, float32, `[b, k_max]`;
+      F, which is no index, and 0 from the k-th on.
+    """
+    num_samples = product.shape[1]
+    indices = jax.ShapeDtypeStruct((num_samples, k_max), jnp.int32)
+    shapes = indices, _floats(num_samples, k_max)
+    return _call("largest_latents", shapes, product, bias, k, positive=positive)
 
 
 def sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:
@@ -207,8 +257,9 @@ def _call(
     *arguments: jax.Array,
     vmap_method: str = "sequential",
     reused: dict[int, int] | None = None,
+    **attributes: Any,
 ) -> Any:
     function = jax.ffi.ffi_call(
         f"sae_jax_{name}", result, vmap_method=vmap_method, input_output_aliases=reused
     )
-    return function(*arguments)
+    return function(*arguments, **attributes)

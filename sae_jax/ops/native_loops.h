@@ -4,10 +4,8 @@
 
 // The compiler would take wider ones apart, and keep the parts in memory.
 typedef float Lanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-typedef int32_t IntLanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 #define LOAD(from) (*reinterpret_cast<const Lanes*>(from))
-#define INT_LANES(at) (*reinterpret_cast<IntLanes*>(const_cast<int32_t*>(at)))
 #define STORE(to, lanes) (*reinterpret_cast<Lanes*>(to) = (lanes))
 
 // The sum of `num` rows times their values, of kVectors * kLanes columns, kept in registers.
@@ -142,70 +140,89 @@ inline int32_t kth_largest(const int32_t* numbers, int64_t num, int32_t k) {
   return threshold;
 }
 
-// A number that k of `num` reach, not far below the k-th largest: each of k maxima of other numbers
-// reaches the k-th largest of them.
-inline int32_t lower_bound(const int32_t* numbers, int64_t num, int32_t k, int32_t* maxima) {
-  const int64_t num_maxima = num / kLanes / kLanes * kLanes;
-  if (num_maxima < k) return 0;
-  for (int64_t i = 0; i < num_maxima; i += kLanes) {
-    IntLanes most = {};
-    for (int64_t j = 0; j < kLanes; ++j) {
-      const IntLanes those = INT_LANES(numbers + i * kLanes + j * kLanes);
-      most = those > most ? those : most;
+// Ranks of pre-activations, which are in the order of their magnitudes: of a row of a product, and
+// what is added to it. Where only `positive` ones count, others are 0.
+inline void ranks_of(const float* row, float bias, int64_t num, bool positive, int32_t* ranks) {
+  const float least = positive ? 0.0f : -std::numeric_limits<float>::infinity();
+  for (int64_t i = 0; i < num; ++i) {
+    const float pre = row[i] + bias;
+    const float counted = pre < least ? least : pre;
+    // Bits of non-negative floats, read as signed integers, are in the floats' order.
+    std::memcpy(ranks + i, &counted, sizeof counted);
+    ranks[i] &= std::numeric_limits<int32_t>::max();
+  }
+}
+
+// Latents that may be among the k largest of a sample, in order.
+struct Candidates {
+  int32_t *rank, *index;
+  int32_t num, num_tied;
+};
+
+// For samples `first` to `last`, at most kSamplesAtOnce, the latents of largest magnitude: indices in
+// ascending order, and pre-activations. Among equal ones the lower index wins.
+//
+// Each of the k largest maxima of so many latents is reached by a latent of its own, so that no
+// latent below the last of them is among the k largest.
+void select_latents(Matrix product, const float* bias, int64_t first, int64_t last, bool positive,
+                    int32_t k, int64_t k_max, int32_t* indices, float* values) {
+  const int64_t num_latents = product.num, num_samples = last - first;
+  int64_t group = 1;
+  while (group < kMaxGroup && num_latents >= 2 * group * kMaximaPerLatent * k) group *= 2;
+  const int64_t num_groups = parts(num_latents, group);
+  std::vector<int32_t> maxima(num_groups * num_samples), of_sample(num_groups);
+  int32_t ranks[kSamplesAtOnce], least[kSamplesAtOnce];
+  for (int64_t i = 0; i < num_latents; ++i) {
+    ranks_of(product.data + i * product.width + first, bias[i], num_samples, positive, ranks);
+    int32_t* most = maxima.data() + i / group * num_samples;
+    for (int64_t j = 0; j < num_samples; ++j) most[j] = std::max(most[j], ranks[j]);
+  }
+  for (int64_t j = 0; j < num_samples; ++j) {
+    for (int64_t i = 0; i < num_groups; ++i) of_sample[i] = maxima[i * num_samples + j];
+    least[j] = kth_largest(of_sample.data(), num_groups, k);
+  }
+  // Fewer than k maxima are larger than the least, and of latents that equal it the first k will do.
+  const int64_t most_candidates = k * group + k + 1;
+  std::vector<int32_t> rank(most_candidates * num_samples), index(rank.size());
+  Candidates candidates[kSamplesAtOnce];
+  for (int64_t j = 0; j < num_samples; ++j)
+    candidates[j] = {rank.data() + j * most_candidates, index.data() + j * most_candidates, 0, 0};
+  for (int64_t i = 0; i < num_latents; ++i) {
+    ranks_of(product.data + i * product.width + first, bias[i], num_samples, positive, ranks);
+    for (int64_t start = 0; start < num_samples; start += kLine) {
+      const int64_t end = std::min(start + kLine, num_samples);
+      uint32_t reached = 0;
+      for (int64_t j = start; j < end; ++j)
+        reached |= static_cast<uint32_t>(ranks[j] >= least[j]) << (j - start);
+      for (; reached; reached &= reached - 1) {
+        const int64_t j = start + __builtin_ctz(reached);
+        Candidates& of = candidates[j];
+        const bool is_tied = ranks[j] == least[j];
+        of.rank[of.num] = ranks[j];
+        of.index[of.num] = static_cast<int32_t>(i);
+        of.num += (ranks[j] > least[j]) | (is_tied & (of.num_tied < k));
+        of.num_tied += is_tied;
+      }
     }
-    INT_LANES(maxima + i) = most;
   }
-  return kth_largest(maxima, num_maxima, k);
-}
-
-// Calls `use` with the indices of all numbers `>= least`, in order, and maybe of some others.
-template <typename Use>
-inline void for_reaching(const int32_t* numbers, int64_t num, int32_t least, const Use& use) {
-  int64_t i = 0;
-  for (; i + kLanes <= num; i += kLanes) {
-    int32_t reached = 0;
-    for (int64_t j = 0; j < kLanes; ++j) reached += numbers[i + j] >= least;
-    if (reached == 0) continue;
-    for (int64_t j = 0; j < kLanes; ++j) use(static_cast<int32_t>(i + j));
+  for (int64_t j = 0; j < num_samples; ++j) {
+    const Candidates& of = candidates[j];
+    const int32_t threshold = std::max(kth_largest(of.rank, of.num, k), least[j]);
+    int32_t above = 0;
+    for (int32_t i = 0; i < of.num; ++i) above += of.rank[i] > threshold;
+    // Where the search ended early, all k are those that reach the threshold.
+    int32_t allowed = k - above;
+    int32_t* to = indices + (first + j) * k_max;
+    float* value = values + (first + j) * k_max;
+    for (int32_t i = 0; i < of.num; ++i) {
+      const bool is_tied = of.rank[i] == threshold;
+      if (of.rank[i] < threshold || (is_tied && allowed-- <= 0)) continue;
+      *to++ = of.index[i];
+      *value++ = product.data[of.index[i] * product.width + first + j] + bias[of.index[i]];
+    }
+    std::fill(to, indices + (first + j + 1) * k_max, static_cast<int32_t>(num_latents));
+    std::fill(value, values + (first + j + 1) * k_max, 0.0f);
   }
-  for (; i < num; ++i) use(static_cast<int32_t>(i));
-}
-
-// Writes the indices of the k largest of `num` numbers, none negative, in ascending order; among
-// equal ones the lower index wins. Needs scratch of num + 1 numbers.
-void select_largest(const int32_t* numbers, int64_t num, int32_t k, int32_t* scratch,
-                    int32_t* selected) {
-  const int32_t least = lower_bound(numbers, num, k, scratch);
-  const int32_t* candidates = numbers;
-  int64_t num_candidates = num;
-  if (least > 0) {
-    candidates = scratch;
-    num_candidates = 0;
-    for_reaching(numbers, num, least, [&](int32_t i) {
-      scratch[num_candidates] = numbers[i];
-      num_candidates += numbers[i] >= least;
-    });
-  }
-  const int32_t threshold = std::max(kth_largest(candidates, num_candidates, k), least);
-  int32_t reached = 0, tied = 0;
-  for (int64_t i = 0; i < num_candidates; ++i) reached += candidates[i] >= threshold;
-  for (int64_t i = 0; i < num_candidates; ++i) tied += candidates[i] == threshold;
-  int64_t num_selected = 0;
-  if (reached == k) {
-    for_reaching(numbers, num, threshold, [&](int32_t i) {
-      scratch[num_selected] = i;
-      num_selected += numbers[i] >= threshold;
-    });
-  } else {
-    int32_t allowed = tied - (reached - k);
-    for_reaching(numbers, num, threshold, [&](int32_t i) {
-      const bool is_tied = numbers[i] == threshold;
-      scratch[num_selected] = i;
-      num_selected += (numbers[i] > threshold) | (is_tied & (allowed > 0));
-      allowed -= is_tied;
-    });
-  }
-  std::copy_n(scratch, k, selected);
 }
 
 // One step of Adam on numbers `first` to `last`, which are read and written once.
@@ -253,5 +270,4 @@ void threefry_bits(const uint32_t* key, int64_t num, uint32_t* bits) {
 }
 
 #undef LOAD
-#undef INT_LANES
 #undef STORE

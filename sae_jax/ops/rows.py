@@ -11,28 +11,37 @@ import jax.numpy as jnp
 from jax import lax
 
 from sae_jax.ops import native
+from sae_jax.ops.activation import TOP_K, Activation
 from sae_jax.ops.matmul import PRECISION, matmul
 from sae_jax.ops.top_k import top_k_indices
 from sae_jax.ops.tuning import SELECTED_NUM_SLOTS, SELECTED_SAMPLES_AT_ONCE, SELECTED_UNROLL
 
 
-def largest(values: jax.Array, k: jax.Array | int, k_max: int) -> jax.Array:
-    """Indices of the k largest of each row's values; ties go to the lower index.
+def largest(
+    product: jax.Array, bias: jax.Array, k: jax.Array, k_max: int, activation: Activation
+) -> tuple[jax.Array, jax.Array]:
+    """For each sample, the k latents of largest magnitude; ties go to the lower index.
 
     Args:
-      values: non-negative, `[b, F]`.
+      product: samples times the encoder, `[F, b]`.
+      bias: `[F]`.
       k: at most `k_max`; may be traced.
       k_max: at most F.
+      activation: `ABS_TOP_K` or `TOP_K`.
 
     Returns:
-      int32, `[b, k_max]`, in any order; F from the k-th on.
+      Indices, int32, `[b, k_max]`, in any order, and pre-activations, `[b, k_max]`; F and 0 from
+      the k-th on.
     """
 
-    def compiled(values: jax.Array, k: jax.Array) -> jax.Array:
-        indices = top_k_indices(values, k_max)
-        return jnp.where(jnp.arange(k_max, dtype=jnp.int32) < k, indices, values.shape[1])
+    def compiled(product: jax.Array, bias: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        pre = (product + bias[:, None]).T
+        indices = top_k_indices(jnp.abs(activation.value(pre)), k_max)
+        indices = jnp.where(jnp.arange(k_max, dtype=jnp.int32) < k, indices, len(bias))
+        return indices, jnp.take_along_axis(pre, indices, axis=1, mode="fill", fill_value=0.0)
 
-    return native.on_cpu(partial(native.largest, k_max=k_max), compiled, values, jnp.int32(k))
+    loop = partial(native.largest_latents, k_max=k_max, positive=activation is TOP_K)
+    return native.on_cpu(loop, compiled, product, bias, jnp.asarray(k, jnp.int32))
 
 
 def sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from sae_jax.ops import rows
 from sae_jax.ops.activation import Activation
-from sae_jax.ops.matmul import ComputeDtype, matmul_transposed
+from sae_jax.ops.matmul import ComputeDtype, product_with_rows
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -55,10 +55,9 @@ def _forward(
     dtype: ComputeDtype,
     k_max: int,
 ) -> tuple[jax.Array, Residuals]:
-    pre = matmul_transposed(x, w_enc_t, dtype) + b_enc[None, :]
     num_latents = len(w_dec)
-    indices = rows.largest(jnp.abs(activation.value(pre)), k, k_max)
-    chosen = jnp.take_along_axis(pre, indices, axis=1, mode="fill", fill_value=0.0)
+    product = product_with_rows(w_enc_t, x, dtype)
+    indices, chosen = rows.largest(product, b_enc, k, k_max, activation)
     value, slope = jax.jvp(activation.value, (chosen,), (jnp.ones_like(chosen),))
     kept = (indices < num_latents) & (slope != 0)
     values, indices = jnp.where(kept, value, 0.0), jnp.where(kept, indices, num_latents)

@@ -7,8 +7,12 @@ chosen unasked; `experiments/results/kernels.md` has the measurements.
 
 # What a member costs on selected rows where the loops in C++ are built: so many latents of the
 # dense kernel for each of its own, which are all encoded and updated, and for each that it keeps.
-# It is the faster kernel from 3.4 latents for each kept on, in bfloat16 from 17 on.
-NATIVE_SELECTED_COST = {"float32": (0.42, 2.0), "tf32": (0.42, 2.0), "bfloat16": (0.62, 6.3)}
+# It is the faster kernel from 3.2 latents for each kept on, in bfloat16 from 9 on.
+NATIVE_SELECTED_COST = {"float32": (0.33, 2.1), "tf32": (0.33, 2.1), "bfloat16": (0.52, 4.4)}
+
+# From how many rows and columns of its result on a product is faster on a CPU's tiles of bfloat16
+# than as XLA compiles it: float32 takes six products of those.
+TILES_MIN_SIZE = {"float32": 256, "tf32": 1, "bfloat16": 1}
 
 # The same without those loops: from how many latents on, and how many for each one kept.
 SELECTED_MIN_D_SAE = 1024

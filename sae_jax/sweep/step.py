@@ -16,7 +16,7 @@ from sae_jax.architectures.registry import architecture_of
 from sae_jax.architectures.training import Arrays, Batch, Hyperparameters, Kernel
 from sae_jax.configs import SAEConfig
 from sae_jax.ops import dense, firing_rows, native, selected_rows
-from sae_jax.ops.matmul import ComputeDtype
+from sae_jax.ops.matmul import ComputeDtype, operands_divided
 from sae_jax.ops.tuning import FIRING_MIN_STEPS
 from sae_jax.sweep import recipe
 from sae_jax.sweep.adam import adam, adam_in_one_pass
@@ -270,7 +270,8 @@ def _train_epoch(
         return state, losses
 
     group_epoch = lift(member_epoch, sequential=program.sequential, placement=placement)
-    state, losses = group_epoch(state, hyper)
+    with operands_divided(placement.divides_members):
+        state, losses = group_epoch(state, hyper)
     return placement.kept_spread(state, width), losses.T
 
 
