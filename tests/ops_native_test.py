@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,10 @@ from sae_jax.ops import native
 COMPILER = shutil.which("c++")
 needs_loops = pytest.mark.skipif(
     not native.is_built(), reason="the loops in C++ are not built: there was no compiler for them"
+)
+
+needs_tiles = pytest.mark.skipif(
+    not native.has_tiles(), reason="the processor has no AMX, or the loops in C++ are not built"
 )
 
 # Few samples for many rows, which are read in place; many for few, of which panels are copied.
@@ -59,32 +64,81 @@ def test_sums_and_products_of_rows(selection):
     np.testing.assert_allclose(totals, selects.sum((0, 1)), atol=1e-5)
 
 
+@needs_tiles
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(*[st.sampled_from([1, 15, 32, 33, 70])] * 2, st.integers(1, 1500)),
+    num_parts=st.integers(1, 3),
+    transposed=st.tuples(st.booleans(), st.booleans()),
+    seed=st.integers(0, 2**16),
+)
+def test_products_on_tiles_are_as_exact_as_their_parts(shape, num_parts, transposed, seed):
+    num_rows, num_columns, depth = shape
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(num_rows, depth)).astype(np.float32)
+    b = rng.normal(size=(depth, num_columns)).astype(np.float32)
+    found = native.matmul(
+        a.T if transposed[0] else a,
+        b.T if transposed[1] else b,
+        num_parts,
+        left_transposed=transposed[0],
+        right_transposed=transposed[1],
+    )
+    if num_parts == 1:
+        a, b = (operand.astype(ml_dtypes.bfloat16) for operand in (a, b))
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    # A part has 8 bits; float32, in which all is added up, has 24.
+    unit = 2.0 ** (-16 if num_parts == 2 else -22)
+    np.testing.assert_array_less(np.abs(found - a @ b), unit * (np.abs(a) @ np.abs(b)) + 1e-30)
+
+
+@needs_tiles
+def test_three_parts_lose_no_more_than_a_product_in_float32():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(64, 576)), rng.normal(size=(576, 64))
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    exact = a.astype(np.float64) @ b
+    assert np.std(native.matmul(a, b, 3) - exact) < 1.5 * np.std(a @ b - exact)
+
+
 @needs_loops
 @settings(max_examples=80, deadline=None)
 @given(
-    num_rows=st.integers(1, 5),
-    width=st.sampled_from([1, 7, 16, 33, 256, 513, 3000]),
+    num_samples=st.sampled_from([1, 5, 17, 130]),
+    num_latents=st.sampled_from([1, 7, 16, 33, 256, 513, 3000]),
     num_values=st.integers(1, 5000),
+    positive=st.booleans(),
     data=st.data(),
 )
-def test_the_largest_are_those_of_a_stable_sort(num_rows, width, num_values, data):
-    k_max = data.draw(st.integers(1, width))
+def test_the_largest_are_those_of_a_stable_sort(
+    num_samples, num_latents, num_values, positive, data
+):
+    k_max = data.draw(st.integers(1, num_latents))
     k = data.draw(st.integers(1, k_max))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
-    # With few distinct values, zero among them, rows are full of ties.
-    values = (rng.integers(0, num_values, (num_rows, width)) / 7).astype(np.float32)
-    found = jax.jit(partial(native.largest, k_max=k_max))(values, k)
-    expected = np.sort(np.argsort(-values, axis=1, kind="stable")[:, :k], axis=1)
-    np.testing.assert_array_equal(found[:, :k], expected)
-    np.testing.assert_array_equal(found[:, k:], width)
+    # With few distinct values, zero among them, samples are full of ties.
+    product = (rng.integers(-num_values, num_values, (num_latents, num_samples)) / 7).astype("f")
+    bias = (rng.integers(-2, 2, num_latents) / 7).astype(np.float32)
+    indices, values = jax.jit(partial(native.largest_latents, k_max=k_max, positive=positive))(
+        product, bias, jnp.int32(k)
+    )
+    pre = (product + bias[:, None]).T
+    rank = np.maximum(pre, 0) if positive else np.abs(pre)
+    expected = np.sort(np.argsort(-rank, axis=1, kind="stable")[:, :k], axis=1)
+    np.testing.assert_array_equal(indices[:, :k], expected)
+    np.testing.assert_array_equal(indices[:, k:], num_latents)
+    np.testing.assert_array_equal(values[:, :k], np.take_along_axis(pre, expected, axis=1))
+    np.testing.assert_array_equal(values[:, k:], 0)
 
 
 @needs_loops
-def test_values_that_are_no_numbers_are_the_largest():
-    values = jnp.array([[1.0, jnp.nan, 0.0, jnp.inf, 2.0]], jnp.float32)
-    assert native.largest(values, 3, 4).tolist() == [[1, 3, 4, 5]]
-    with_sign = jax.lax.bitcast_convert_type(jnp.full((1, 40), 0xFFC00000, jnp.uint32), jnp.float32)
-    assert native.largest(with_sign, 3, 3).tolist() == [[0, 1, 2]]
+@pytest.mark.parametrize("positive", [False, True])
+def test_values_that_are_no_numbers_are_the_largest(positive):
+    largest = partial(native.largest_latents, positive=positive)
+    product = jnp.array([1.0, jnp.nan, 0.0, jnp.inf, 2.0], jnp.float32)[:, None]
+    assert largest(product, jnp.zeros(5), jnp.int32(3), 4)[0].tolist() == [[1, 3, 4, 5]]
+    with_sign = jax.lax.bitcast_convert_type(jnp.full((40, 1), 0xFFC00000, jnp.uint32), jnp.float32)
+    assert largest(with_sign, jnp.zeros(40), jnp.int32(3), 3)[0].tolist() == [[0, 1, 2]]
 
 
 @needs_loops
@@ -97,7 +151,8 @@ def test_threads_do_not_change_a_bit():
 
     def everything(values, indices, x, rows):
         return (
-            native.largest(jnp.abs(rows), 5, 5),
+            native.largest_latents(rows, x[0, : len(rows)], jnp.int32(5), 5, positive=False),
+            native.threefry_bits(jnp.arange(2, dtype=jnp.uint32), (70, 3)),
             native.sum_of_rows(values, indices, rows),
             native.products_with_rows(x, indices, rows),
             native.sums_over_samples(values, indices, x, len(rows)),

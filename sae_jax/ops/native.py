@@ -81,7 +81,6 @@ def on_cpu(loop: Callable[..., Any], compiled: Callable[..., Any], *arguments: A
     return lax.platform_dependent(*arguments, cpu=loop, default=compiled)
 
 
-@cache
 def has_tiles() -> bool:
     """Whether the loops are built and the processor multiplies tiles of bfloat16 (Intel's AMX)."""
     return is_built() and bool(ctypes.CDLL(_path()).sae_jax_has_tiles())

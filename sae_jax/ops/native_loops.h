@@ -4,8 +4,11 @@
 
 // The compiler would take wider ones apart, and keep the parts in memory.
 typedef float Lanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef int32_t IntLanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 
 #define LOAD(from) (*reinterpret_cast<const Lanes*>(from))
+#define INT_LANES(from) (*reinterpret_cast<const IntLanes*>(from))
 #define STORE(to, lanes) (*reinterpret_cast<Lanes*>(to) = (lanes))
 
 // The sum of `num` rows times their values, of kVectors * kLanes columns, kept in registers.
@@ -153,6 +156,16 @@ inline void ranks_of(const float* row, float bias, int64_t num, bool positive, i
   }
 }
 
+// A bit for each lane that holds, of a comparison of lanes.
+inline uint32_t bits_of(IntLanes comparison) {
+  const auto bytes = __builtin_convertvector(comparison, Bytes) & 1;
+  uint64_t words[2] = {};
+  std::memcpy(words, &bytes, kLanes);
+  // Moves the lowest bits of eight bytes beside each other, into the highest byte.
+  constexpr uint64_t kGather = 0x0102040810204080;
+  return words[0] * kGather >> 56 | words[1] * kGather >> 56 << 8;
+}
+
 // Latents that may be among the k largest of a sample, in order.
 struct Candidates {
   int32_t *rank, *index;
@@ -171,7 +184,9 @@ void select_latents(Matrix product, const float* bias, int64_t first, int64_t la
   while (group < kMaxGroup && num_latents >= 2 * group * kMaximaPerLatent * k) group *= 2;
   const int64_t num_groups = parts(num_latents, group);
   std::vector<int32_t> maxima(num_groups * num_samples), of_sample(num_groups);
-  int32_t ranks[kSamplesAtOnce], least[kSamplesAtOnce];
+  int32_t ranks[kSamplesAtOnce] = {}, least[kSamplesAtOnce];
+  // Nothing reaches it, in place of samples that are not there.
+  std::fill_n(least, kSamplesAtOnce, std::numeric_limits<int32_t>::max());
   for (int64_t i = 0; i < num_latents; ++i) {
     ranks_of(product.data + i * product.width + first, bias[i], num_samples, positive, ranks);
     int32_t* most = maxima.data() + i / group * num_samples;
@@ -189,13 +204,10 @@ void select_latents(Matrix product, const float* bias, int64_t first, int64_t la
     candidates[j] = {rank.data() + j * most_candidates, index.data() + j * most_candidates, 0, 0};
   for (int64_t i = 0; i < num_latents; ++i) {
     ranks_of(product.data + i * product.width + first, bias[i], num_samples, positive, ranks);
-    for (int64_t start = 0; start < num_samples; start += kLine) {
-      const int64_t end = std::min(start + kLine, num_samples);
-      uint32_t reached = 0;
-      for (int64_t j = start; j < end; ++j)
-        reached |= static_cast<uint32_t>(ranks[j] >= least[j]) << (j - start);
-      for (; reached; reached &= reached - 1) {
-        const int64_t j = start + __builtin_ctz(reached);
+    for (int64_t start = 0; start < num_samples; start += kLanes) {
+      const auto reached = INT_LANES(ranks + start) >= INT_LANES(least + start);
+      for (uint32_t bits = bits_of(reached); bits; bits &= bits - 1) {
+        const int64_t j = start + __builtin_ctz(bits);
         Candidates& of = candidates[j];
         const bool is_tied = ranks[j] == least[j];
         of.rank[of.num] = ranks[j];
@@ -270,4 +282,5 @@ void threefry_bits(const uint32_t* key, int64_t num, uint32_t* bits) {
 }
 
 #undef LOAD
+#undef INT_LANES
 #undef STORE

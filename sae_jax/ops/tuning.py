@@ -7,8 +7,8 @@ chosen unasked; `experiments/results/kernels.md` has the measurements.
 
 # What a member costs on selected rows where the loops in C++ are built: so many latents of the
 # dense kernel for each of its own, which are all encoded and updated, and for each that it keeps.
-# It is the faster kernel from 3.2 latents for each kept on, in bfloat16 from 9 on.
-NATIVE_SELECTED_COST = {"float32": (0.33, 2.1), "tf32": (0.33, 2.1), "bfloat16": (0.52, 4.4)}
+# It is the faster kernel from 3.4 latents for each kept on, in bfloat16 from 10 on.
+NATIVE_SELECTED_COST = {"float32": (0.42, 2.0), "tf32": (0.42, 2.0), "bfloat16": (0.55, 4.4)}
 
 # From how many rows and columns of its result on a product is faster on a CPU's tiles of bfloat16
 # than as XLA compiles it: float32 takes six products of those.
@@ -65,7 +65,7 @@ TOP_K_BLOCK = 16
 # padding costs is weighed against what it spares. Of two cores; constants, since a plan by the
 # clock would change results.
 CPU_SECONDS_PER_PROGRAM = {"dense": 3.5, "firing_rows": 4.8, "selected_rows": 4.8}
-NATIVE_SECONDS_PER_PROGRAM = {"dense": 2.3, "firing_rows": 3.6, "selected_rows": 1.9}
+NATIVE_SECONDS_PER_PROGRAM = {"dense": 1.6, "firing_rows": 2.9, "selected_rows": 1.3}
 CPU_SECONDS_PER_SCORING = 1.6
 CPU_SECONDS_PER_ENCODER = 0.6
 CPU_FLOPS = {"float32": 1.6e11, "tf32": 1.6e11, "bfloat16": 4e11}
@@ -85,7 +85,7 @@ CPU_SECONDS_OF_WORK = (2.3, 1.3, 1.3, 6.3e-4, 7.6e-12, 3.7e-12, 7.6e-12, 1.5e-8,
 
 # The same with loops in C++, of 24 sweeps, each within 22 % of what the others gave for it but for
 # one, whose estimate was a third too short. They are held near what profiles of a step gave.
-NATIVE_SECONDS_OF_WORK = (2.5, 3.0, 1.9, 2.1e-4, 5.1e-12, 3.1e-12, 3.2e-11, 2e-9, 2.8e-9, 2.4e-11)
+NATIVE_SECONDS_OF_WORK = (1.7, 3.0, 1.9, 2.1e-4, 5.1e-12, 3.1e-12, 3.2e-11, 2e-9, 2.8e-9, 2.4e-11)
 
 # How many times as fast products are by all cores as by one, and the share of latents that fire in
 # a batch of real activations; for estimates of time alone.
