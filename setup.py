@@ -54,7 +54,11 @@ def native_loops() -> list[Extension]:
             "sae_jax.ops._native",
             ["sae_jax/ops/native.cc"],
             # With another jaxlib they have to be compiled again.
-            depends=["sae_jax/ops/native_loops.h", str(headers / "xla/ffi/api/c_api.h")],
+            depends=[
+                "sae_jax/ops/native_loops.h",
+                "sae_jax/ops/native_tiles.h",
+                str(headers / "xla/ffi/api/c_api.h"),
+            ],
             include_dirs=[str(headers)],
             extra_compile_args=[
                 "-std=c++17",

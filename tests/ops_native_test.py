@@ -93,6 +93,14 @@ def test_products_on_tiles_are_as_exact_as_their_parts(shape, num_parts, transpo
 
 
 @needs_tiles
+def test_products_on_tiles_of_nothing_and_of_what_is_no_number():
+    assert native.matmul(jnp.zeros((3, 0)), jnp.zeros((0, 4)), 3).tolist() == [[0.0] * 4] * 3
+    not_a_number = native.matmul(jnp.array([[jnp.nan, 1.0]]), jnp.ones((2, 1)), 3)
+    infinite = native.matmul(jnp.array([[jnp.inf, 1.0]]), jnp.ones((2, 1)), 3)
+    assert not np.isfinite([not_a_number, infinite]).any()
+
+
+@needs_tiles
 def test_three_parts_lose_no_more_than_a_product_in_float32():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(64, 576)), rng.normal(size=(576, 64))
@@ -157,6 +165,7 @@ def test_threads_do_not_change_a_bit():
             native.products_with_rows(x, indices, rows),
             native.sums_over_samples(values, indices, x, len(rows)),
             native.sum_of_rows(values[:1], indices[:1], rows),
+            native.matmul(x, rows, 3, right_transposed=True) if native.has_tiles() else (),
             native.adam(jnp.full(8, 0.5), [x], [x + 1], [x * 2], [x * x]),
         )
 

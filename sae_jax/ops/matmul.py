@@ -163,7 +163,7 @@ def _on_tiles(
         left_transposed=left_transposed,
         right_transposed=right_transposed,
     )
-    return native.on_cpu(on_tiles, compiled, a, b)
+    return native.on_cpu(on_tiles, compiled, a.astype(jnp.float32), b.astype(jnp.float32))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

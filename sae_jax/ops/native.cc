@@ -326,6 +326,10 @@ ffi::Error matmul(ffi::ThreadPool pool, Floats left, Floats right, FloatsOut res
   const Operand rows{left.typed_data(), l[left_transposed], l[!left_transposed], left_transposed};
   const Operand columns{right.typed_data(), r[!right_transposed], r[right_transposed],
                         !right_transposed};
+  if (rows.depth == 0) {
+    std::fill_n(result->typed_data(), result->element_count(), 0.0f);
+    return ffi::Error::Success();
+  }
   const auto product = num_parts == 1 ? multiply<1> : num_parts == 2 ? multiply<2> : multiply<3>;
   product(pool, rows, columns, result->typed_data());
   return ffi::Error::Success();
@@ -342,7 +346,7 @@ ffi::Error largest_latents(ffi::ThreadPool pool, Floats product, Floats bias, In
                    IntegersOut indices, FloatsOut values, bool positive) {
   const int64_t num_samples = product.dimensions()[1];
   const int64_t k_max = indices->dimensions()[1];
-  const int32_t num_selected = std::min(k.typed_data()[0], static_cast<int32_t>(k_max));
+  const int32_t num_selected = std::clamp(k.typed_data()[0], 0, static_cast<int32_t>(k_max));
   divide(pool, parts(num_samples, kSamplesAtOnce), [&](int64_t i) {
     const int64_t first = i * kSamplesAtOnce, last = std::min(first + kSamplesAtOnce, num_samples);
     WIDEST(select_latents, matrix(product), bias.typed_data(), first, last, positive, num_selected,

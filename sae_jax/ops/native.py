@@ -99,7 +99,8 @@ def matmul(
     Args:
       a: float32, `[m, n]`; transposed, `[n, m]`.
       b: float32, `[n, p]`; transposed, `[p, n]`.
-      num_parts: how many numbers of bfloat16 make up one of an operand, 1 to 3.
+      num_parts: how many numbers of bfloat16 make up one of an operand, 1 to 3; of 2 and 3, what
+        is infinite or above 3.39e38 is no number, and what is left below 1e-38 is 0.
       left_transposed, right_transposed: whether it is the transpose that is given.
 
     Returns:

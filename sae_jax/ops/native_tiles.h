@@ -4,7 +4,8 @@
 // Each number is taken apart into one, two or three of bfloat16, of which it is the sum but for what
 // the last leaves over: 8, 16 or 24 bits of mantissa, as float32 has. See Henry, Tang and Heinecke
 // 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
-// Computations", arXiv:1904.06376.
+// Computations", arXiv:1904.06376. What is infinite, or so large that bfloat16 rounds it to that, leaves
+// over what is no number; parts below 1e-38 count as zero.
 //
 // Included by native.cc where the compiler knows such tiles. A tile has 16 rows of 64 bytes: 32
 // numbers of a row of the left operand, or two each of 16 columns of the right one.
@@ -181,7 +182,7 @@ void multiply_band(const Operand& operand, bool is_right, int64_t band, int64_t 
                    const char* others, int64_t num_others, char* own, float* result,
                    int64_t num_rows, int64_t num_columns) {
   pack_band<kParts>(operand, is_right, band * kBand, first, last, own);
-  const TileShapes shapes;
+  static constexpr TileShapes shapes;
   // The compiler does not know that tiles are loaded from what was packed.
   __asm__ volatile("" ::: "memory");
   _tile_loadconfig(&shapes);
