@@ -246,7 +246,7 @@ class TrainConfig:
       data_seed: PRNG seed of the order of the samples, for members that name none.
       compute_dtype: of the matrix products: `"float32"`, on every device; `"tf32"`, TF32 on
         GPUs that have it, three bfloat16 passes on TPUs and CPUs with AMX, float32 elsewhere;
-        or `"bfloat16"`, where products of rows that samples select stay in float32.
+        or `"bfloat16"`, in which loops in C++ leave rows that samples select unrounded.
         Accumulation, parameters and optimizer state stay float32, and so do scores.
       kernel: how decoding and gradients are computed: `"dense"`, by products of all latents;
         `"firing_rows"`, of those that fire in the batch, but for a last, smaller batch of many;

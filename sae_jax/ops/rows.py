@@ -12,7 +12,7 @@ from jax import lax
 
 from sae_jax.ops import native
 from sae_jax.ops.activation import TOP_K, Activation
-from sae_jax.ops.matmul import PRECISION, matmul
+from sae_jax.ops.matmul import PRECISION, ComputeDtype, matmul
 from sae_jax.ops.top_k import top_k_indices
 from sae_jax.ops.tuning import SELECTED_NUM_SLOTS, SELECTED_SAMPLES_AT_ONCE, SELECTED_UNROLL
 
@@ -52,14 +52,17 @@ def sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.A
     return native.on_cpu(native.sum_of_rows, _sum_of_rows, values, indices, rows)
 
 
-def products_with_rows(x: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:
+def products_with_rows(
+    x: jax.Array, indices: jax.Array, rows: jax.Array, dtype: ComputeDtype
+) -> jax.Array:
     """For each sample `[b, D]`, its inner products with the rows `[F, D]` that it selects,
-    `[b, k]`; that with none is 0."""
-    return native.on_cpu(native.products_with_rows, _products_with_rows, x, indices, rows)
+    `[b, k]`; that with none is 0. `dtype` says what XLA may round, C++ nothing."""
+    compiled = partial(_products_with_rows, dtype=dtype)
+    return native.on_cpu(native.products_with_rows, compiled, x, indices, rows)
 
 
 def sums_over_samples(
-    values: jax.Array, indices: jax.Array, x: jax.Array, num_latents: int
+    values: jax.Array, indices: jax.Array, x: jax.Array, num_latents: int, dtype: ComputeDtype
 ) -> tuple[jax.Array, jax.Array]:
     """For each latent, the sum of the samples that select it, times their values.
 
@@ -68,13 +71,14 @@ def sums_over_samples(
       indices: int32, `[b, k]`.
       x: samples, `[b, D]`.
       num_latents: F.
+      dtype: what XLA may round, and C++ does not.
 
     Returns:
       The sums, `[F, D]`, and those of the values alone, `[F]`.
     """
     return native.on_cpu(
         partial(native.sums_over_samples, num_latents=num_latents),
-        partial(_sums_over_samples, num_latents=num_latents),
+        partial(_sums_over_samples, num_latents=num_latents, dtype=dtype),
         *(values, indices, x),
     )
 
@@ -88,10 +92,12 @@ def _sum_of_rows(values: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.
     return lax.scan(add, zeros, (values.T, indices.T), unroll=SELECTED_UNROLL)[0]
 
 
-def _products_with_rows(x: jax.Array, indices: jax.Array, rows: jax.Array) -> jax.Array:
+def _products_with_rows(
+    x: jax.Array, indices: jax.Array, rows: jax.Array, dtype: ComputeDtype
+) -> jax.Array:
     def products(sample: tuple[jax.Array, jax.Array]) -> jax.Array:
         x, indices = sample
-        return jnp.dot(rows[indices], x, precision=PRECISION["float32"])
+        return jnp.dot(rows[indices], x, precision=PRECISION[dtype])
 
     found = lax.map(products, (x, indices), batch_size=SELECTED_SAMPLES_AT_ONCE)
     return jnp.where(indices < len(rows), found, 0.0)
@@ -108,7 +114,7 @@ def _slots(indices: jax.Array, num_latents: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _sums_over_samples(
-    values: jax.Array, indices: jax.Array, x: jax.Array, *, num_latents: int
+    values: jax.Array, indices: jax.Array, x: jax.Array, *, num_latents: int, dtype: ComputeDtype
 ) -> tuple[jax.Array, jax.Array]:
     """As `zeros.at[indices].add(...)`, which on CPU takes longer than the dense product."""
     slots, counts = _slots(indices, num_latents)
@@ -134,7 +140,7 @@ def _sums_over_samples(
         late = jnp.where(slots >= SELECTED_NUM_SLOTS, late_rank, nowhere)
         z = jnp.zeros((max_crowded + 1, batch_size), jnp.float32)
         z = z.at[late, sample].set(values, mode="drop")
-        return gathered(matmul(z, x, "float32")[rank])
+        return gathered(matmul(z, x, dtype)[rank])
 
     zeros = jnp.zeros((num_latents, x.shape[1]), jnp.float32)
     sums = lax.cond(jnp.any(crowded), with_late_samples, lambda: gathered(zeros))

@@ -37,8 +37,7 @@ def reconstruct(
       x: `[b, D]`.
       k: latents kept; may be traced.
       activation: how latents come from pre-activations: `ABS_TOP_K` or `TOP_K`.
-      dtype: how the encoder's product is computed; the others are in float32, which costs
-        nothing where rows are gathered.
+      dtype: how products are computed; loops in C++, which gather rows as fast, do so in float32.
       k_max: at least k, at most F.
     """
     return _forward(w_enc_t, b_enc, w_dec, b_dec, x, k, activation, dtype, k_max)[0]
@@ -73,8 +72,8 @@ def _backward(
     gradient: jax.Array,
 ) -> tuple[jax.Array | None, ...]:
     w_enc_t, w_dec, x, values, indices = residuals
-    value_grads = rows.products_with_rows(gradient, indices, w_dec)
-    sums = partial(rows.sums_over_samples, num_latents=len(w_dec))
+    value_grads = rows.products_with_rows(gradient, indices, w_dec, dtype)
+    sums = partial(rows.sums_over_samples, num_latents=len(w_dec), dtype=dtype)
     return (
         *sums(value_grads, indices, x),
         sums(values, indices, gradient)[0],
