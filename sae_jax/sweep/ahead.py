@@ -6,7 +6,7 @@ JAX keeps what it compiles for shapes, so that the call with arrays compiles not
 import dataclasses
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
@@ -142,12 +142,20 @@ def compiled(function: Any, *arguments: Any, **static: Any) -> Any:
     )
 
 
+def _compile(needs: Needs, task: Task, training: Future[None] | None) -> None:
+    """Compiles once what the first group trains with is done, if there is such."""
+    if training is not None:
+        wait([training])
+    needs.compile(task)
+
+
 class CompilingAhead:
     """Compiles the programs of groups in turn, on a thread beside the one that trains.
 
     The thread that trains calls `await_programs` before it needs those of a group. It compiles what
     has not been begun itself, so that it never waits for other groups' programs. What the first
-    group trains with, which that thread can only wait for, has a thread of its own.
+    group trains with, which that thread can only wait for, has a thread of its own. What is not
+    needed to begin waits for that, since two threads that trace programs take turns.
     """
 
     def __init__(self, needs: Sequence[Needs], compilations: Compilations):
@@ -164,14 +172,16 @@ class CompilingAhead:
             for name in ("first", "others")
         )
         self._futures: dict[tuple[int, Task], Future[None]] = {}
-        begun = set()
+        begun, training = set(), None
         for i, of in enumerate(needs):
             if of.shapes in begun or of.group.steps_per_part is not None:
                 continue
             begun.add(of.shapes)
             for task in _TASKS:
-                pool = self._first if i == 0 and task == "training" else self._others
-                self._futures[i, task] = pool.submit(of.compile, task)
+                if i == 0 and task == "training":
+                    training = self._futures[i, task] = self._first.submit(of.compile, task)
+                else:
+                    self._futures[i, task] = self._others.submit(_compile, of, task, training)
 
     def await_programs(self, group: int, *tasks: Task) -> None:
         """Waits for the programs of a group if they are being compiled."""
