@@ -1,4 +1,4 @@
-// Loops over rows of float32 numbers, and over rows of numbers to select from.
+// Loops over rows of float32 numbers, down columns of numbers to select from, and of random numbers.
 //
 // Included by native.cc once for each instruction set, inside a namespace of its own.
 

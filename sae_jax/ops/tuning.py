@@ -84,7 +84,8 @@ ACCELERATOR_MAX_PADDING = 0.5
 CPU_SECONDS_OF_WORK = (2.3, 1.3, 1.3, 6.3e-4, 7.6e-12, 3.7e-12, 7.6e-12, 1.5e-8, 2.0e-9, 4.3e-11)
 
 # The same with loops in C++, of 24 sweeps, each within 22 % of what the others gave for it but for
-# one, whose estimate was a third too short. They are held near what profiles of a step gave.
+# one, whose estimate was a third too short. They are held near what profiles of a step gave. The
+# first is scaled by the processor time that programs take since random numbers are drawn in C++.
 NATIVE_SECONDS_OF_WORK = (1.7, 3.0, 1.9, 2.1e-4, 5.1e-12, 3.1e-12, 3.2e-11, 2e-9, 2.8e-9, 2.4e-11)
 
 # How many times as fast products are by all cores as by one, and the share of latents that fire in
