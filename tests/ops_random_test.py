@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_jax.ops import native, random
+from sae_jax.sweep.batches import epoch_order
 
 SEEDS = st.integers(0, 2**32 - 1)
 needs_loops = pytest.mark.skipif(
@@ -50,8 +51,8 @@ def test_known_answer():
 
 
 @needs_loops
-def test_a_sweep_draws_them_in_cpp():
-    text = jax.jit(lambda seed: jax.random.uniform(random.key(seed), (5,))).lower(0).as_text()
+def test_orders_are_drawn_in_cpp():
+    text = jax.jit(lambda seed: epoch_order(seed, 0, 10)).lower(0).as_text()
     assert "sae_jax_threefry_bits" in text
 
 

@@ -123,9 +123,8 @@ def product_with_rows(a: jax.Array, rows: jax.Array, dtype: ComputeDtype) -> jax
         a, rows = a.astype(operand_dtype(dtype)), rows.astype(operand_dtype(dtype))
         if rows.dtype == jnp.float32:
             return matmul(a, rows.T, dtype)
-        elsewhere = partial(matmul, dtype=dtype)
         return lax.platform_dependent(
-            a, rows, cpu=on_cpu, default=lambda a, rows: elsewhere(a, rows.T)
+            a, rows, cpu=on_cpu, default=lambda a, rows: matmul(a, rows.T, dtype)
         )
 
     return _on_tiles(compiled, a, rows, dtype, right_transposed=True)
